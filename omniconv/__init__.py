@@ -1,0 +1,37 @@
+"""Convolution in all its forms, for PyTorch."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Nothing is imported before it is used.
+_PUBLIC = {
+    "OmniconvError": "omniconv.core.errors",
+    "create_model": "omniconv.models.factory",
+    "list_models": "omniconv.models.factory",
+    "check": "omniconv.pipeline.api",
+    "fit": "omniconv.pipeline.api",
+    "load": "omniconv.pipeline.api",
+    "Run": "omniconv.pipeline.run",
+}
+_PACKAGES = (
+    "core", "ops", "graphs", "data", "losses", "layers", "models", "tasks", "design",
+    "learn", "compress", "inspect", "deploy", "pipeline", "testing", "papers",
+)  # fmt: skip
+
+__all__ = ["__version__", *_PUBLIC]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        value = getattr(importlib.import_module(_PUBLIC[name]), name)
+        globals()[name] = value
+        return value
+    if name in _PACKAGES:
+        return importlib.import_module(f"omniconv.{name}")
+    raise AttributeError(f"module 'omniconv' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_PACKAGES])

@@ -1,0 +1,1 @@
+"""The ground floor: errors, registry, configuration, files, weight files, seeds and component cases."""

@@ -1,0 +1,78 @@
+"""Cases: each public component says beside its code how a small one is made and what goes in.
+
+`omniconv.testing` runs its contract over them, the docs show them and the benchmarks time them.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+__all__ = ["Case", "OpCase", "Raises"]
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Raises:
+    """A call that must fail, and the exact message with which it must.
+
+    Attributes:
+        error: the exception type.
+        message: the whole message.
+        kwargs: arguments that replace those of the case when the component is made.
+        inputs: input shapes that replace those of the case when it is called; () if construction fails.
+    """
+
+    error: type[Exception]
+    message: str
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    inputs: tuple[Shape, ...] = ()
+
+
+@dataclass(frozen=True)
+class Case:
+    """One small configuration of a layer or a loss.
+
+    Attributes:
+        make: the class.
+        kwargs: its arguments.
+        inputs: shapes of the positional inputs, batch first. Non-square and odd, so that nothing that
+            assumes a square or an even size passes.
+        output: shape of the output.
+        id: what tells this case from the others of its class.
+        vary: axes of the first input whose size the layer must take as it comes (compile, export).
+        minimal: smallest first input that must work, or None if `inputs` are the smallest.
+        channels_last: whether a channels-last 4-d input must give a channels-last output.
+        per_sample: whether, in eval mode, each sample's output depends on that sample alone.
+        raises: calls that must fail.
+    """
+
+    make: Callable[..., Any]
+    kwargs: Mapping[str, Any]
+    inputs: tuple[Shape, ...]
+    output: Shape
+    id: str = ""
+    vary: tuple[int, ...] = (0, 2, 3)
+    minimal: Shape | None = None
+    channels_last: bool = True
+    per_sample: bool = True
+    raises: tuple[Raises, ...] = ()
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of an operator.
+
+    Attributes:
+        op: the public function.
+        inputs: name -> shape of every tensor argument, in order.
+        kwargs: the other arguments.
+        id: what tells this case from the others.
+        raises: calls that must fail (`kwargs` replace arguments, `inputs` replace shapes in order).
+    """
+
+    op: Callable[..., Any]
+    inputs: Mapping[str, Shape]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    id: str = ""
+    raises: tuple[Raises, ...] = ()

@@ -1,0 +1,1 @@
+"""Re-parameterization, export, quantization for runtimes, benchmarks and serving."""

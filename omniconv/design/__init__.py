@@ -1,0 +1,1 @@
+"""Cost models, scaling rules and architecture search spaces."""

@@ -1,0 +1,1 @@
+"""Graph algorithms without parameters."""

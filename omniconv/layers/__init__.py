@@ -1,0 +1,1 @@
+"""Modules: convolutions, gates and attention, norms, pools."""

@@ -1,0 +1,1 @@
+"""Functional operators: a reference that reads like the equation, fast implementations beside it."""

@@ -1,0 +1,1 @@
+"""One record a paper, one executable check a claim, and what was measured."""
