@@ -5,9 +5,9 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
-__all__ = ["Case", "OpCase", "Raises"]
+__all__ = ["Case", "LossCase", "OpCase", "Raises"]
 
 Shape = tuple[int, ...]
 
@@ -31,7 +31,7 @@ class Raises:
 
 @dataclass(frozen=True)
 class Case:
-    """One small configuration of a layer or a loss.
+    """One small configuration of a layer.
 
     Attributes:
         make: the class.
@@ -56,6 +56,32 @@ class Case:
     minimal: Shape | None = None
     channels_last: bool = True
     per_sample: bool = True
+    raises: tuple[Raises, ...] = ()
+
+
+@dataclass(frozen=True)
+class LossCase:
+    """One small configuration of a loss, called as loss(predictions, targets).
+
+    Attributes:
+        make: the class.
+        kwargs: its arguments.
+        inputs: shapes of predictions and targets.
+        output: shape of the output, () if it is reduced to one number.
+        known: (predictions, targets, value): nested numbers, and the value worked out by hand.
+        targets: what targets are: "binary" (0.0 or 1.0), "classes" (indices below the predictions' axis 1) or
+            "real" numbers.
+        id: what tells this case from the others of its class.
+        raises: calls that must fail.
+    """
+
+    make: Callable[..., Any]
+    kwargs: Mapping[str, Any]
+    inputs: tuple[Shape, Shape]
+    output: Shape
+    known: tuple[Any, Any, Any]
+    targets: Literal["binary", "classes", "real"] = "real"
+    id: str = ""
     raises: tuple[Raises, ...] = ()
 
 

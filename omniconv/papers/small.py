@@ -5,6 +5,7 @@ import io
 import math
 import tarfile
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,13 +15,16 @@ from torch.nn import functional as F
 from omniconv.core.seeds import generator
 from omniconv.papers.check import shared_data
 
-__all__ = ["Split", "accuracy", "cifar10", "digits", "fashion_mnist", "train"]
+__all__ = [
+    "Split", "accuracy", "cifar10", "digits", "fashion_mnist", "read_cifar10", "standardise", "train",
+]  # fmt: skip
 
 Split = tuple[Tensor, Tensor]
 """Images (N, C, H, W), float32, of zero mean and unit variance, and labels (N,), int64."""
 
 
-def _standardise(images: Tensor, reference: Tensor) -> Tensor:
+def standardise(images: Tensor, reference: Tensor) -> Tensor:
+    """Return images with the channel means of `reference` taken off, in units of its deviations."""
     mean = reference.mean((0, 2, 3), keepdim=True)
     return (images - mean) / reference.std((0, 2, 3), keepdim=True)
 
@@ -29,12 +33,12 @@ def digits(size: int = 8) -> tuple[Split, Split]:
     """Return (train, test) of scikit-learn's 1,797 handwritten digits, enlarged to `size` pixels."""
     from sklearn.datasets import load_digits
 
-    bunch = load_digits()
+    bunch: Any = load_digits()
     images = torch.from_numpy(bunch.images).float()[:, None]
     labels = torch.from_numpy(bunch.target).long()
     order = torch.randperm(len(labels), generator=generator(0, "digits"))
     images, labels = images[order], labels[order]
-    images = _standardise(images, images[:1300])
+    images = standardise(images, images[:1300])
     if size != 8:
         images = F.interpolate(images, size=(size, size), mode="bilinear")
     return (images[:1300], labels[:1300]), (images[1300:], labels[1300:])
@@ -48,38 +52,36 @@ def fashion_mnist(train: int = 30000, test: int = 10000) -> tuple[Split, Split]:
         pixels = gzip.decompress((folder / f"{name}-images-idx3-ubyte.gz").read_bytes())
         labels = gzip.decompress((folder / f"{name}-labels-idx1-ubyte.gz").read_bytes())
         images = np.frombuffer(pixels, np.uint8, offset=16).reshape(-1, 1, 28, 28)[:count]
-        return torch.tensor(images).float(), torch.tensor(np.frombuffer(labels, np.uint8, offset=8)[:count]).long()
+        return torch.tensor(images).float(), torch.tensor(
+            np.frombuffer(labels, np.uint8, offset=8)[:count]
+        ).long()
 
     (x, y), (tx, ty) = read("train30k", train), read("t10k", test)
-    return (_standardise(x, x), y), (_standardise(tx, x), ty)
+    return (standardise(x, x), y), (standardise(tx, x), ty)
+
+
+def read_cifar10(file: str) -> Split:
+    """Return pictures (N, 3, 32, 32), float32 from 0 to 255, and labels of one tar of mosaics."""
+    from PIL import Image
+
+    with tarfile.open(shared_data("cifar10") / file) as tar:
+        content: dict[str, bytes] = {}
+        for member in tar.getmembers():
+            if (extracted := tar.extractfile(member)) is not None:
+                content[member.name.lstrip("./")] = extracted.read()
+    names = sorted(name for name in content if name.endswith(".webp"))
+    mosaics = [np.asarray(Image.open(io.BytesIO(content[name])).convert("RGB")) for name in names]
+    # Each mosaic is a grid of 25 rows and 40 columns of pictures.
+    tiles = [m.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32) for m in mosaics]
+    labels = [int(line.split()[0]) for line in content["labels.txt"].decode().splitlines() if line.strip()]
+    return torch.tensor(np.concatenate(tiles)[: len(labels)]).float(), torch.tensor(labels)
 
 
 def cifar10(train: int = 20000, test: int = 2000) -> tuple[Split, Split]:
     """Return the first `train` images of the CIFAR-10 subset and `test` of its validation images."""
-    from PIL import Image
-
-    folder = shared_data("cifar10")
-
-    def read(name: str, count: int) -> Split:
-        with tarfile.open(folder / name) as tar:
-            members = {member.name.lstrip("./"): member for member in tar.getmembers()}
-
-            def content(member: str) -> bytes:
-                file = tar.extractfile(members[member])
-                assert file is not None
-                return file.read()
-
-            mosaics = [
-                np.asarray(Image.open(io.BytesIO(content(member))).convert("RGB"))
-                for member in sorted(members)
-                if member.endswith(".webp")
-            ]
-            labels = [int(line.split()[0]) for line in content("labels.txt").decode().splitlines() if line.strip()]
-        tiles = [m.reshape(25, 32, 40, 32, 3).transpose(0, 2, 4, 1, 3).reshape(-1, 3, 32, 32) for m in mosaics]
-        return torch.tensor(np.concatenate(tiles)[:count]).float(), torch.tensor(labels[:count]).long()
-
-    (x, y), (tx, ty) = read("train20k.tar", train), read("val2k.tar", test)
-    return (_standardise(x, x), y), (_standardise(tx, x), ty)
+    x, y = (part[:train] for part in read_cifar10("train20k.tar"))
+    tx, ty = (part[:test] for part in read_cifar10("val2k.tar"))
+    return (standardise(x, x), y), (standardise(tx, x), ty)
 
 
 @torch.no_grad()
@@ -136,7 +138,9 @@ def train(
         x = images[chosen]
         if shift:
             dy, dx = torch.randint(-shift, shift + 1, (2,), generator=random).tolist()
-            x = F.pad(x, (shift,) * 4)[..., shift + dy : shift + dy + images.shape[2], shift + dx : shift + dx + images.shape[3]]
+            x = F.pad(x, (shift,) * 4)[
+                ..., shift + dy : shift + dy + images.shape[2], shift + dx : shift + dx + images.shape[3]
+            ]
         if flip:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=random) < 0.5
             x = torch.where(mirrored, x.flip(3), x)

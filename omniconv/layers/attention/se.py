@@ -23,6 +23,8 @@ class SqueezeExcite(nn.Module):
             multiple of 8, and at least 8, as the public weights do.
         act: the activation :math:`\delta`.
         gate: the function :math:`\sigma` that maps to the scale of a channel.
+        names: what the two layers are called in the state dict, which public weights do not agree about:
+            ("fc1", "fc2") in residual networks, ("conv_reduce", "conv_expand") in MobileNets.
         device, dtype: of the parameters.
 
     Shapes:
@@ -39,6 +41,7 @@ class SqueezeExcite(nn.Module):
         *,
         act: type[nn.Module] = nn.ReLU,
         gate: type[nn.Module] = nn.Sigmoid,
+        names: tuple[str, str] = ("fc1", "fc2"),
         device=None,
         dtype=None,
     ) -> None:
@@ -47,20 +50,22 @@ class SqueezeExcite(nn.Module):
             reduced = max(8, (channels // 16 + 4) // 8 * 8)
         if channels < 1 or reduced < 1:
             raise ValueError(f"channels and reduced must be positive: got {channels} and {reduced}")
-        self.fc1 = nn.Conv2d(channels, reduced, 1, device=device, dtype=dtype)
+        self.names = names
+        self.add_module(names[0], nn.Conv2d(channels, reduced, 1, device=device, dtype=dtype))
         self.act = act()
-        self.fc2 = nn.Conv2d(reduced, channels, 1, device=device, dtype=dtype)
+        self.add_module(names[1], nn.Conv2d(reduced, channels, 1, device=device, dtype=dtype))
         self.gate = gate()
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
-        self.fc1.reset_parameters()
-        self.fc2.reset_parameters()
+        for name in self.names:
+            getattr(self, name).reset_parameters()
 
     def forward(self, x: Tensor) -> Tensor:
         """Scale every channel of `x` by its gate."""
+        reduce, expand = (getattr(self, name) for name in self.names)
         z = x.mean((2, 3), keepdim=True)
-        return x * self.gate(self.fc2(self.act(self.fc1(z))))
+        return x * self.gate(expand(self.act(reduce(z))))
 
 
 CASES = (
@@ -72,7 +77,9 @@ CASES = (
         minimal=(1, 12, 1, 1),
         raises=(
             Raises(
-                ValueError, "channels and reduced must be positive: got 8 and 0", {"channels": 8, "reduced": 0}
+                ValueError,
+                "channels and reduced must be positive: got 8 and 0",
+                {"channels": 8, "reduced": 0},
             ),
         ),
     ),

@@ -24,14 +24,16 @@ class Mergeable(Protocol):
         ...
 
 
-def fuse_conv_bn(weight: Tensor, bias: Tensor | None, norm: nn.modules.batchnorm._BatchNorm) -> tuple[Tensor, Tensor]:
+def fuse_conv_bn(
+    weight: Tensor, bias: Tensor | None, norm: nn.modules.batchnorm._BatchNorm
+) -> tuple[Tensor, Tensor]:
     r"""Return (weight, bias) of the convolution that equals convolution followed by `norm` in eval mode.
 
     .. math:: w' = \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} w, \qquad
               b' = \beta + \frac{\gamma}{\sqrt{\sigma^2 + \epsilon}} (b - \mu)
 
     Args:
-        weight: (out, in / groups, *kernel).
+        weight: (out, in / groups, kernel...).
         bias: (out,) or None.
         norm: batch norm over the `out` channels, with running statistics.
 
@@ -60,12 +62,14 @@ def reparameterize(model: M) -> M:
     with torch.no_grad():
         if isinstance(model, Mergeable):
             return model.merged()  # type: ignore[return-value]
-        # Parents first, and each child looked up anew: a merged parent takes its children with it.
+        # Parents first, and each child looked up anew: a merged parent takes its children with it, and what
+        # then stands at a child's name may be another module.
         for name, module in list(model.named_modules()):
             if name and isinstance(module, Mergeable):
                 try:
-                    model.get_submodule(name)
+                    stale = model.get_submodule(name) is not module
                 except AttributeError:
                     continue
-                model.set_submodule(name, module.merged().eval())
+                if not stale:
+                    model.set_submodule(name, module.merged().eval())
     return model

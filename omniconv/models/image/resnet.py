@@ -97,7 +97,9 @@ class PadShortcut(nn.Module):
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
 
 
-def make_shortcut(config: ResNetConfig, in_channels: int, out_channels: int, stride: int, stage: int) -> nn.Module:
+def make_shortcut(
+    config: ResNetConfig, in_channels: int, out_channels: int, stride: int, stage: int
+) -> nn.Module:
     """Return the shortcut between two shapes; its state-dict names are those of the public weights."""
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
@@ -105,7 +107,9 @@ def make_shortcut(config: ResNetConfig, in_channels: int, out_channels: int, str
         return PadShortcut(in_channels, out_channels, stride)
     norm = config.make_norm(out_channels)
     if config.shortcut == "pool":
-        pool = nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        pool = (
+            nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
+        )
         return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), norm)
     kernel = config.shortcut_kernel if stage > 0 else 1
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False)
@@ -117,7 +121,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, config: ResNetConfig, in_channels: int, width: int, stride: int, stage: int, drop: float) -> None:
+    def __init__(
+        self, config: ResNetConfig, in_channels: int, width: int, stride: int, stage: int, drop: float
+    ) -> None:
         super().__init__()
         inner = width // config.reduce_first
         self.conv1 = nn.Conv2d(in_channels, inner, 3, stride, 1, bias=False)
@@ -144,7 +150,9 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, config: ResNetConfig, in_channels: int, width: int, stride: int, stage: int, drop: float) -> None:
+    def __init__(
+        self, config: ResNetConfig, in_channels: int, width: int, stride: int, stage: int, drop: float
+    ) -> None:
         super().__init__()
         inner = width * config.base_width // 64 * config.cardinality
         first = inner // config.reduce_first
@@ -209,10 +217,14 @@ class ResNet(Backbone):
 
         block = Bottleneck if config.bottleneck else BasicBlock
         reduction = 1 if small else 4
-        self.feature_info = FeatureInfo([Feature(num_chs=channels, reduction=1 if small else 2, module="act1")])
+        self.feature_info = FeatureInfo(
+            [Feature(num_chs=channels, reduction=1 if small else 2, module="act1")]
+        )
         drops = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(config.depths))]
-        for stage, (name, depth, width) in enumerate(zip(self.stage_names, config.depths, config.widths, strict=True)):
+        for stage, (name, depth, width) in enumerate(
+            zip(self.stage_names, config.depths, config.widths, strict=True)
+        ):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
@@ -270,6 +282,7 @@ _c = partial(ResNetConfig, stem="deep")
 _d = partial(ResNetConfig, stem="deep", shortcut="pool")
 _t = partial(ResNetConfig, stem="tiered", shortcut="pool")
 _cifar = partial(ResNetConfig, stem="3x3", widths=(16, 32, 64), bottleneck=False, shortcut="pad")
+_pooled = partial(ResNetConfig, stem="3x3", bottleneck=False, shortcut="pool")
 _x32 = {"cardinality": 32, "base_width": 4}
 
 
@@ -374,6 +387,11 @@ VARIANTS = {
     "resnext29_16x64d_cifar": _small(
         ResNetConfig((3, 3, 3), (64, 128, 256), stem="3x3", cardinality=16), 68.1e6
     ),
+    # Not from a paper: plain residual networks for pictures of 16 to 64 pixels, which `fit` chooses from.
+    "resnet8_small": _small(_pooled((1, 1, 1), (16, 32, 64))),
+    "resnet10_small": _small(_pooled((1, 1, 1, 1), (32, 64, 128, 256))),
+    "resnet14_small": _small(_pooled((2, 2, 2), (32, 64, 128))),
+    "resnet18_small": _small(_pooled((2, 2, 2, 2), (64, 128, 256, 512))),
     "resnet_test": _small(
         ResNetConfig((1, 2, 1), (8, 16, 24), bottleneck=False, stem="3x3", shortcut="pool", gate="eca")
     ),

@@ -1,0 +1,5 @@
+"""`python -m omniconv`, and `torchrun -m omniconv` for several processes."""
+
+from omniconv.cli import main
+
+main()

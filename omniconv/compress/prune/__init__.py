@@ -1,0 +1,1 @@
+"""Pruning: which weights, channels or layers a model can do without."""

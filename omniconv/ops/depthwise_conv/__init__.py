@@ -1,0 +1,1 @@
+"""Depthwise convolution, in 1 to 3 dimensions."""

@@ -1,0 +1,165 @@
+"""Which implementation of an operator runs: an ordered table, a predicate and a cost for every row.
+
+An operator validates its arguments into one tuple, the call. Every implementation says with `supports` why
+it cannot take a call (or returns None), and with `estimate` about how many seconds it would take. `auto`
+takes the cheapest one that can; one chosen by name runs or raises, and never falls back.
+"""
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from omniconv.core.config import closest
+
+__all__ = ["Explanation", "Implementation", "Row", "Table", "explain", "table_of"]
+
+MARGIN = 1.25
+"""How many times as fast as plain torch an implementation must be by its estimate before `auto` takes it."""
+
+PLAIN = "torch"
+"""Name of the implementation in plain torch, which every operator has and which takes every call."""
+
+
+def _exporting() -> bool:
+    # torch before 2.7 cannot tell export from compile; plain torch is right for both.
+    return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
+@dataclass(frozen=True)
+class Implementation:
+    """One way to compute an operator; all three functions take the members of a call.
+
+    Attributes:
+        name: what `impl=` calls it.
+        run: computes.
+        supports: returns None, or the reason why it cannot take the call; depends on device, dtype, shape
+            and grad mode alone.
+        estimate: seconds that it would take, from a cost model fitted to measurements.
+    """
+
+    name: str
+    run: Callable[..., Any]
+    supports: Callable[..., str | None]
+    estimate: Callable[..., float]
+
+
+@dataclass(frozen=True)
+class Table:
+    """The implementations of an operator, plain torch first.
+
+    Attributes:
+        op: name of the operator.
+        prepare: validates the operator's arguments (all but `impl`) and returns the call.
+        reference: computes a call slowly, as the equation reads.
+        implementations: in order; of equally cheap ones the first is taken.
+    """
+
+    op: str
+    prepare: Callable[..., tuple[Any, ...]]
+    reference: Callable[..., Any]
+    implementations: tuple[Implementation, ...]
+
+    def __post_init__(self) -> None:
+        if not self.implementations or self.implementations[0].name != PLAIN:
+            raise ValueError(f"the first implementation of {self.op} must be {PLAIN!r}")
+
+    def select(self, impl: str, call: tuple[Any, ...]) -> Implementation:
+        """Return the implementation that computes `call`.
+
+        Exported programs run elsewhere and at other sizes, so `auto` exports plain torch.
+
+        Raises:
+            ValueError: if no implementation is called `impl`, or that one cannot take the call.
+        """
+        if impl == "auto":
+            best = self.implementations[0]
+            if len(self.implementations) == 1 or _exporting():
+                return best
+            least = best.estimate(*call)
+            for row in self.implementations[1:]:
+                if row.supports(*call) is None:
+                    seconds = row.estimate(*call)
+                    # Estimates err; plain torch gives way only to what should be clearly faster.
+                    margin = MARGIN if best.name == PLAIN else 1.0
+                    if seconds * margin < least:
+                        best, least = row, seconds
+            return best
+        for row in self.implementations:
+            if row.name == impl:
+                reason = row.supports(*call)
+                if reason is not None:
+                    raise ValueError(
+                        f"impl {impl!r} of {self.op} cannot take this call: {reason}; use impl='auto'"
+                    )
+                return row
+        names = ["auto", *(row.name for row in self.implementations)]
+        raise ValueError(f"{self.op} has no impl {impl!r}{closest(impl, names)} (of {', '.join(names)})")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What is known about one implementation for one call.
+
+    Attributes:
+        name: of the implementation.
+        reason: why it cannot take the call, or None.
+        seconds: the estimate, or None if it cannot.
+    """
+
+    name: str
+    reason: str | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why `auto` takes the implementation it takes; reads as a table when printed.
+
+    Attributes:
+        op: name of the operator.
+        chosen: name of the implementation that `auto` runs.
+        rows: all implementations, in the table's order.
+    """
+
+    op: str
+    chosen: str
+    rows: tuple[Row, ...]
+
+    def __str__(self) -> str:
+        lines = [f"{self.op}: {self.chosen}"]
+        for row in self.rows:
+            what = f"about {1e3 * row.seconds:.3g} ms" if row.seconds is not None else row.reason
+            lines.append(f"  {'*' if row.name == self.chosen else ' '} {row.name}: {what}")
+        return "\n".join(lines)
+
+
+def table_of(op: Callable[..., Any]) -> Table:
+    """Return the table of a public operator, the `TABLE` of the module that defines it.
+
+    Raises:
+        TypeError: if `op` is no operator with a table.
+    """
+    table = getattr(sys.modules.get(getattr(op, "__module__", "")), "TABLE", None)
+    if not isinstance(table, Table) or table.op != op.__name__:
+        raise TypeError(f"{op!r} is no operator with a table of implementations")
+    return table
+
+
+def explain(op: Callable[..., Any], *args: Any, **kwargs: Any) -> Explanation:
+    """Return which implementation `op(*args, **kwargs)` takes under `auto`, and why; runs nothing.
+
+    Args:
+        op: a public operator, for example `omniconv.ops.depthwise_conv`.
+        *args: what it would be called with.
+        **kwargs: likewise, without `impl`.
+    """
+    table = table_of(op)
+    call = table.prepare(*args, **kwargs)
+    rows = []
+    for row in table.implementations:
+        reason = row.supports(*call)
+        rows.append(Row(row.name, reason, row.estimate(*call) if reason is None else None))
+    return Explanation(table.op, table.select("auto", call).name, tuple(rows))

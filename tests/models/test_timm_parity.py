@@ -1,0 +1,77 @@
+"""Every network that timm knows by the same name takes timm's state dict as it is and computes the same."""
+
+import pytest
+import torch
+
+from omniconv.models.factory import create_model, get_variant, list_models
+from tests.parity import calibrate, fill, gap, import_timm, load_renamed, no_dropout, without_init
+
+TOLERANCE = 1e-4
+SMALL = 30e6  # parameters up to which train mode and feature maps are compared too
+GIANT = 350e6  # parameters from which a network is left to the slow tests
+
+if import_timm() is None:
+    pytest.skip("timm is not installed", allow_module_level=True)
+import timm
+
+
+def _parameters(name: str) -> float:
+    published = get_variant(name).params
+    return published or sum(p.numel() for p in create_model(name, device="meta").parameters())
+
+
+def _names() -> list:
+    names = sorted(set(list_models()) & set(timm.list_models()))
+    return [
+        pytest.param(name, marks=[pytest.mark.slow] if _parameters(name) > GIANT else []) for name in names
+    ]
+
+
+def _pair(name: str, images: torch.Tensor) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """Return ours and timm's network with the same telling weights, strictly loaded."""
+    with without_init():
+        theirs = timm.create_model(name)
+        ours = create_model(name)
+    no_dropout(ours)
+    no_dropout(theirs)
+    fill(theirs)
+    calibrate(theirs, images)
+    ours.load_state_dict(theirs.state_dict())
+    return ours, theirs
+
+
+@pytest.fixture
+def images() -> torch.Tensor:
+    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize("name", _names())
+@torch.no_grad()
+def test_parity(name: str, images: torch.Tensor) -> None:
+    ours, theirs = _pair(name, images)
+    assert gap(ours.eval()(images[:1]), theirs.eval()(images[:1])) <= TOLERANCE
+    if sum(p.numel() for p in ours.parameters()) > SMALL:
+        return
+    state = {key: value.clone() for key, value in theirs.state_dict().items()}
+    assert gap(ours.train()(images), theirs.train()(images)) <= TOLERANCE
+
+    with without_init():
+        reference = timm.create_model(name, features_only=True).eval()
+        extractor = create_model(name, features_only=True).eval()
+    load_renamed(reference, state)
+    load_renamed(extractor, {f"backbone.{key}": value for key, value in state.items()})
+    assert extractor.feature_info.channels() == reference.feature_info.channels()
+    assert extractor.feature_info.reduction() == reference.feature_info.reduction()
+    for our_map, their_map in zip(extractor(images[:1]), reference(images[:1]), strict=True):
+        assert gap(our_map, their_map) <= TOLERANCE
+
+
+@torch.no_grad()
+def test_a_fault_in_any_parameter_shows(images: torch.Tensor) -> None:
+    """The comparison is worth something only if no weight is hidden, by a scale near zero or behind others."""
+    ours, theirs = _pair("resnet50", images)
+    expected = theirs.eval()(images[:1])
+    for parameter in ours.eval().parameters():
+        parameter.mul_(1.05)
+        assert gap(ours(images[:1]), expected) > TOLERANCE
+        parameter.div_(1.05)
