@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet -c constraints.txt
 DEMO := runs/demo
 
 # What tests compare with. Without dependencies: torchvision has no CPU build that pip would find by itself.
-ORACLES := torchvision==0.28.0 timm==1.0.31 huggingface_hub grad-cam==1.5.7
+ORACLES := torchvision==0.28.0 timm==1.0.31 huggingface_hub
 
 .PHONY: venv demo test lint bench docs clean
 
@@ -14,6 +14,7 @@ venv: $(VENV)/.dev
 
 $(VENV)/.package: pyproject.toml constraints.txt
 	@$(PYTHON) -c "import sys; sys.version_info >= (3, 11) or sys.exit('Python 3.11 or later is needed: make PYTHON=python3.12')"
+	@echo "installing omniconv and what it needs into $(VENV), once; this takes a minute or two"
 	$(PYTHON) -m venv $(VENV)
 	$(PIP) --upgrade pip
 	$(PIP) --editable ".[export,serve]"

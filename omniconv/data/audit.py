@@ -16,11 +16,10 @@ from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.core.errors import DataError
+from omniconv.core.errors import DataError, ResourceError
 from omniconv.data.preprocess import resize
-from omniconv.data.schema import Problem
+from omniconv.data.schema import Problem, counted, spoken
 from omniconv.data.sources import ImageData
-from omniconv.data.sources.base import spoken
 
 __all__ = ["audit"]
 
@@ -68,17 +67,17 @@ def audit(
     for index, message in sorted(scan.faults.items()):
         problems.append(Problem("unreadable", message, (ids[index],), "error"))
     exact = _exact(scan)
-    problems += _duplicates(data, exact, "duplicate", "exact copies of another")
+    problems += _duplicates(data, exact, "duplicate", "exact copy", "exact copies")
     problems += _conflicts(data, exact)
     similar: Groups = []
     if near:
         similar, crowds = _near(scan, exact)
-        problems += _duplicates(data, similar, "near-duplicate", "nearly the same as another")
+        problems += _duplicates(data, similar, "near-duplicate", "near-duplicate", "near-duplicates")
         if crowds:
             problems.append(
                 Problem(
                     "look-alikes",
-                    f"{crowds} images look so much alike that copies among them cannot be told; if they are frames "
+                    f"{crowds:,} images look so much alike that copies among them cannot be told; if they are frames "
                     "of one video or views of one object, keep them together with a group column",
                     (),
                 )
@@ -86,7 +85,7 @@ def audit(
     problems += _leakage(data, exact, similar)
     if scan.constant.any():
         found = [ids[i] for i in np.flatnonzero(scan.constant)]
-        message = f"{len(found)} images have one value everywhere: {spoken(found)}"
+        message = f"{counted(len(found), 'image')} with one value everywhere: {spoken(found)}"
         problems.append(Problem("constant", message, tuple(found)))
     if data.schema.task in ("classification", "multilabel"):
         problems += _classes(data)
@@ -111,12 +110,12 @@ def _scan(data: ImageData, progress: Callable[[int, int], None]) -> _Scan:
 
     def small(images: Tensor) -> Tensor:
         scaled = (images.float() - schema.low) * (255 / (schema.high - schema.low))
-        return resize(scaled.mean(1, keepdim=True), (side, side))[:, 0]
+        return resize(_grey(scaled), (side, side))[:, 0]
 
     def look(index: int) -> None:
         try:
             image = data.read(index)
-        except DataError as error:
+        except (DataError, ResourceError) as error:
             scan.faults[index] = str(error)
             return
         note(index, image)
@@ -134,6 +133,13 @@ def _scan(data: ImageData, progress: Callable[[int, int], None]) -> _Scan:
                 scan.thumbs[start : chunk.stop] = small(data.stacked[start : chunk.stop])
             progress(chunk.stop, total)
     return scan
+
+
+def _grey(images: Tensor) -> Tensor:
+    """Return (N, 1, H, W): luma, so that a colour image and its grey copy are alike; else the mean."""
+    if images.shape[1] != 3:
+        return images.mean(1, keepdim=True)
+    return (images * torch.tensor([0.299, 0.587, 0.114]).view(3, 1, 1)).sum(1, keepdim=True)
 
 
 def _exact(scan: _Scan) -> Groups:
@@ -222,13 +228,13 @@ def _components(links: np.ndarray, count: int) -> Groups:
 # What it means
 
 
-def _duplicates(data: ImageData, groups: Groups, kind: str, phrase: str) -> Iterator[Problem]:
+def _duplicates(data: ImageData, groups: Groups, kind: str, one: str, many: str) -> Iterator[Problem]:
     if not groups:
         return
     named = tuple(tuple(data.samples[i].id for i in group) for group in groups)
     count = sum(len(group) - 1 for group in groups)
     shown = spoken([" and ".join(group[:2]) for group in named])
-    message = f"{count} images are {phrase}: {shown}"
+    message = f"{counted(count, one, many)} among the images: {shown}"
     yield Problem(kind, message, tuple(sample for group in named for sample in group), "warning", named)
 
 
@@ -269,12 +275,12 @@ def _leakage(data: ImageData, exact: Groups, similar: Groups) -> Iterator[Proble
             kept = {twins.get(i, -1) for i in group if splits[i] == keep} - {-1}
             for i in group:
                 if splits[i] != keep:
-                    kind = "duplicates" if twins.get(i) in kept else "near-duplicates"
+                    kind = "duplicate" if twins.get(i) in kept else "near-duplicate"
                     dropped[keep, splits[i], kind].append((i, group))
     for (keep, other, kind), found in sorted(dropped.items()):
         yield Problem(
             "leakage",
-            f"{len(found)} {kind} span {keep} and {other}; kept in {keep} only",
+            f"{counted(len(found), f'{kind} spans', f'{kind}s span')} {keep} and {other}; kept in {keep} only",
             tuple(data.samples[i].id for i, _ in found),
             "warning",
             tuple(tuple(data.samples[k].id for k in group) for _, group in found),
@@ -285,7 +291,7 @@ def _leakage(data: ImageData, exact: Groups, similar: Groups) -> Iterator[Proble
             spans[sample.group].add(split)
     torn = sorted(group for group, present in spans.items() if len(present) > 1)
     if torn:
-        message = f"{len(torn)} groups span the given splits: {spoken(torn)}"
+        message = f"{counted(len(torn), 'group')} in more than one of the given splits: {spoken(torn)}"
         yield Problem("group-leakage", message, tuple(torn))
 
 
@@ -307,7 +313,7 @@ def _classes(data: ImageData) -> Iterator[Problem]:
     if tiny:
         yield Problem(
             "tiny-class",
-            f"{len(tiny)} of {len(names)} classes have fewer than {_TINY} images: {spoken(tiny)}",
+            f"{len(tiny)} of {len(names)} classes with fewer than {_TINY} images: {spoken(tiny)}",
             tuple(name for c, name in enumerate(names) if counts[c] < _TINY),
         )
     order = sorted(range(len(names)), key=lambda c: counts[c])
@@ -316,7 +322,7 @@ def _classes(data: ImageData) -> Iterator[Problem]:
         ratio = counts[many] / max(1, counts[few])
         yield Problem(
             "imbalance",
-            f"classes are unbalanced {ratio:.0f} to 1: {counts[many]} images of {names[many]}, "
+            f"classes are unbalanced {ratio:.0f} to 1: {counted(counts[many], 'image')} of {names[many]}, "
             f"{counts[few]} of {names[few]}",
             (names[few], names[many]),
         )
@@ -324,12 +330,14 @@ def _classes(data: ImageData) -> Iterator[Problem]:
         taught = _counts(data, (i for i, s in enumerate(data.samples) if s.split in (None, "train")))
         missing = [name for c, name in enumerate(names) if counts[c] and not taught[c]]
         if missing and taught:
-            message = f"{len(missing)} classes have no training images: {spoken(missing)}"
+            message = (
+                f"{counted(len(missing), 'class', 'classes')} without training images: {spoken(missing)}"
+            )
             yield Problem("class-missing", message, tuple(missing))
     for wrong, right in _typos(names, [counts[c] for c in range(len(names))]):
         yield Problem(
             "label-typo",
-            f"class {names[wrong]} ({counts[wrong]} images) may be a misspelling of {names[right]} ({counts[right]})",
+            f"class {names[wrong]} ({counted(counts[wrong], 'image')}) may be a misspelling of {names[right]} ({counts[right]})",
             (names[wrong], names[right]),
         )
 

@@ -7,6 +7,7 @@ bits stay sixteen in grey images; of 16-bit colour Pillow keeps the upper eight,
 """
 
 import io
+import logging
 import math
 import os
 import threading
@@ -187,7 +188,7 @@ def _extra_channels(file: BinaryIO) -> bool:
     tags = TiffImagePlugin.ImageFileDirectory_v2(header)
     file.seek(tags.next)
     tags.load(file)
-    extra = int(tags.get(_SAMPLES_PER_PIXEL, 1)) - _COLOURS.get(tags.get(_PHOTOMETRIC), 1)
+    extra = int(tags.get(_SAMPLES_PER_PIXEL, 1)) - _COLOURS.get(int(tags.get(_PHOTOMETRIC, 1)), 1)
     alpha = extra == 1 and tuple(tags.get(_EXTRA_SAMPLES, ())) in ((1,), (2,))
     return extra > 0 and not alpha
 
@@ -201,6 +202,10 @@ def _read_tiff(
         raise ResourceError(
             f"{name} has more channels than Pillow reads; install tifffile with: pip install tifffile"
         ) from None
+    # What is wrong with a file is said in the error; without a handler the log would go to the terminal, too.
+    logger = logging.getLogger("tifffile")
+    if not logger.handlers:
+        logger.addHandler(logging.NullHandler())
     file.seek(0)
     with tifffile.TiffFile(file) as tiff:
         page: Any = tiff.pages[0]
@@ -285,6 +290,7 @@ def _open(source: Path | bytes | BinaryIO, name: str | None) -> tuple[BinaryIO, 
 
 def _start(file: BinaryIO, name: str) -> tuple[str, Image.Image | None]:
     """Return ("npy" | "tiff" | "pillow", opened image); the size is checked before anything is decoded."""
+    file.seek(0)
     magic = file.read(8)
     file.seek(0)
     if not magic:
@@ -377,6 +383,11 @@ def read_image(
                 assert decoded is not None
                 array = _as_kind(decoded, name)
             else:
+                if image.format == "PNG":
+                    # Decoding alone does not compare checksums, so it passes over flipped bits.
+                    image.verify()
+                    _, image = _start(file, name)
+                    assert image is not None
                 image.load()
                 array = _oriented(_pixels(image, name), _orientation(image))
     except OmniconvError:

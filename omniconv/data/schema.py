@@ -1,9 +1,10 @@
 """What a set of images is: its schema, its samples, and the problems found in it."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Problem", "Sample", "Schema", "Split", "Target", "Task", "printable"]
+__all__ = ["Problem", "Sample", "Schema", "Split", "Target", "Task", "counted", "printable", "spoken"]
 
 Task = Literal["classification", "multilabel", "regression", "none"]
 Split = Literal["train", "val", "test"]
@@ -69,6 +70,17 @@ class Problem:
     ids: tuple[str, ...] = ()
     severity: Literal["error", "warning", "info"] = "warning"
     groups: tuple[tuple[str, ...], ...] = ()
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """Return `1 image`, `2 images`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def spoken(names: Sequence[str], limit: int = 3) -> str:
+    """Return the first names of a list for a message: `a, b, c and 4 more`."""
+    rest = len(names) - limit
+    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:limit])} and {rest:,} more"
 
 
 def printable(name: str) -> str:

@@ -146,9 +146,12 @@ def _divide(
     for u in order:
         parts = [s for i in units[u] for s in strata[i]]
 
-        def need(name: str, parts: list[int] = parts) -> tuple[float, float]:
-            lack = sum(wanted[name][s] / totals[s] for s in parts)
-            return round(lack, 9), room[name] / len(pool)
+        def need(name: str, parts: list[int] = parts, single: bool = len(units[u]) == 1) -> list[float]:
+            lack = [
+                round(wanted[name][s] / totals[s], 9) for s in sorted(parts, key=lambda s: (totals[s], s))
+            ]
+            # One image goes where its rarest label is missing most; a group where all its labels together are.
+            return [*(lack if single else [sum(lack)]), room[name]]
 
         # `max` takes the first of equals: train.
         home = max((name for name in shares if shares[name] > 0), key=need)

@@ -78,19 +78,33 @@ class Deployable(nn.Module):
     Args:
         preprocess: module from raw pixels (N, C, H, W) to the network's input.
         model: the network; its outputs (N, K) are logits, or values.
-        output: "probabilities" (softmax over classes), "multilabel" (a sigmoid each) or "values" (as they are).
+        output: "probabilities" (softmax over classes), "multilabel" (a sigmoid each) or "values".
+        units: of values: mean and standard deviation of each, where the network was trained on standardised
+            ones; the outputs are then in the units of the data. By default they are as the network gives them.
 
     Raises:
         UsageError: if `output` is none of these.
     """
 
-    def __init__(self, preprocess: nn.Module, model: nn.Module, output: Output) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        preprocess: nn.Module,
+        model: nn.Module,
+        output: Output,
+        units: tuple[Sequence[float], Sequence[float]] | None = None,
+    ) -> None:
         super().__init__()
         if output not in ("probabilities", "multilabel", "values"):
             raise UsageError(f"output must be probabilities, multilabel or values: got {output!r}")
         self.preprocess: nn.Module = preprocess
         self.model: nn.Module = model
         self.output: Output = output
+        mean, std = units or ([0.0], [1.0])
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32))
 
     @property
     def output_name(self) -> str:
@@ -102,7 +116,7 @@ class Deployable(nn.Module):
         y = self.model(self.preprocess(image))
         if self.output == "probabilities":
             return y.softmax(1)
-        return y.sigmoid() if self.output == "multilabel" else y
+        return y.sigmoid() if self.output == "multilabel" else y * self.std + self.mean
 
 
 class _Probe(nn.Module):
@@ -144,6 +158,7 @@ def export_model(
     *,
     formats: Sequence[str] = ("torch", "onnx"),
     output: Output = "probabilities",
+    units: tuple[Sequence[float], Sequence[float]] | None = None,
     names: Sequence[str] = (),
     tolerance: float = 1e-4,
     metadata: Mapping[str, Any] | None = None,
@@ -162,6 +177,7 @@ def export_model(
         folder: where model.pt2, model.onnx and model.xml go.
         formats: of "torch", "onnx", "openvino".
         output: what the network's outputs become, see `Deployable`.
+        units: mean and standard deviation of the values, see `Deployable`.
         names: of the classes, or of the values.
         tolerance: largest allowed difference; for "values" it is relative to the largest magnitude above 1.
         metadata: further entries for the files' metadata.
@@ -179,9 +195,9 @@ def export_model(
         raise UsageError("export needs at least one real sample to verify on")
     _require_packages(formats)
 
-    eager = _on_cpu(Deployable(preprocess, model, output))
+    eager = _on_cpu(Deployable(preprocess, model, output, units))
     with torch.no_grad():
-        deployed = Deployable(eager.preprocess, reparameterize(eager.model), output).eval()
+        deployed = Deployable(eager.preprocess, reparameterize(eager.model), output, units).eval()
     batches = list(_batches(samples))
     expected = [_expected(eager, batch) for batch in batches]
 

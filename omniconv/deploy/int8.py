@@ -120,7 +120,8 @@ def quantize_int8(
 
     Raises:
         ResourceError: if onnx or onnxruntime is not installed.
-        UsageError: if there is no calibration image, or no operator that could be quantized.
+        UsageError: if there is no calibration image, no operator that could be quantized, or a single output and
+            no `evaluate`.
         RefusedError: if int8 drops the score by more than `max_drop`, or is not `min_speedup` times as fast as the
             float file; the message has the numbers. Nothing is written then.
     """
@@ -194,6 +195,8 @@ def quantize_int8(
 
 
 def _agreement(before: Runner, calibration: Sequence[np.ndarray]) -> Callable[[Predict], float]:
+    if before(calibration[0][None]).shape[1] == 1:
+        raise UsageError("int8 of a network with one output needs a score: pass evaluate")
     expected = [int(before(image[None]).argmax()) for image in calibration]
 
     def score(predict: Predict) -> float:

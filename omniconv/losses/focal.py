@@ -85,9 +85,7 @@ CASES = (
         raises=(
             Raises(ValueError, "alpha must lie in [0, 1] or be None: got 2", {"alpha": 2}),
             Raises(ValueError, "gamma must not be negative: got -1", {"gamma": -1}),
-            Raises(
-                ValueError, "reduction must be 'mean', 'sum' or 'none': got 'avg'", {"reduction": "avg"}
-            ),
+            Raises(ValueError, "reduction must be 'mean', 'sum' or 'none': got 'avg'", {"reduction": "avg"}),
             Raises(
                 ValueError,
                 "logits and targets must have one shape: got (3, 4) and (3,)",

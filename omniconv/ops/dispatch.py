@@ -75,17 +75,16 @@ class Table:
             ValueError: if no implementation is called `impl`, or that one cannot take the call.
         """
         if impl == "auto":
-            best = self.implementations[0]
-            if len(self.implementations) == 1 or _exporting():
-                return best
-            least = best.estimate(*call)
-            for row in self.implementations[1:]:
-                if row.supports(*call) is None:
-                    seconds = row.estimate(*call)
-                    # Estimates err; plain torch gives way only to what should be clearly faster.
-                    margin = MARGIN if best.name == PLAIN else 1.0
-                    if seconds * margin < least:
-                        best, least = row, seconds
+            plain, *others = self.implementations
+            others = [] if _exporting() else [row for row in others if row.supports(*call) is None]
+            if not others:
+                return plain
+            # Estimates err; plain torch gives way only to what should be clearly faster.
+            best, least = plain, plain.estimate(*call) / MARGIN
+            for row in others:
+                seconds = row.estimate(*call)
+                if seconds < least:
+                    best, least = row, seconds
             return best
         for row in self.implementations:
             if row.name == impl:

@@ -115,7 +115,7 @@ def choose_size(schema: Schema) -> int:
 
 def wanted_epochs(count: int) -> int:
     """Return how many epochs a training set of `count` pictures should get before a larger network pays."""
-    return max(18, min(60, 400_000 // max(1, count)))
+    return max(12, min(60, 300_000 // max(1, count)))
 
 
 def _augment(

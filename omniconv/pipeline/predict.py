@@ -80,7 +80,7 @@ class Predictor:
             image = image.astype(np.float32) * 257
         if image.dtype != np.uint8:
             image = image.astype(np.float32)
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        return torch.from_numpy(image.transpose(2, 0, 1).copy())  # decoded arrays may be read-only
 
     def predict_images(self, images: Sequence[np.ndarray]) -> list[dict[str, Any]]:
         """Return one JSON-ready prediction for every decoded picture (H, W, C)."""

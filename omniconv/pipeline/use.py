@@ -27,6 +27,7 @@ from omniconv.layers.conv.reparam import reparameterize
 from omniconv.pipeline.baseline import targets_of
 from omniconv.pipeline.check import open_labelled
 from omniconv.pipeline.run import Run
+from omniconv.tasks.regression import Regression
 
 __all__ = [
     "bench",
@@ -193,6 +194,7 @@ def export(
         run.path / "export",
         formats=tuple(formats),
         output=run.task.output_kind,  # type: ignore[arg-type]
+        units=(run.task.mean.tolist(), run.task.std.tolist()) if isinstance(run.task, Regression) else None,
         names=list(run.task.classes),
         metadata={"network": run.header["network"], "run": run.path.name},
     )

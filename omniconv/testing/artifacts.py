@@ -51,7 +51,9 @@ def data_is_numbers(case: ArtifactCase) -> None:
     data = _make(case).data
     require(isinstance(data, dict) and bool(data), f"data is {type(data).__name__}", "give arrays by name")
     for name, array in data.items():
-        require(isinstance(array, np.ndarray), f"data[{name!r}] is {type(array).__name__}", "make it an array")
+        require(
+            isinstance(array, np.ndarray), f"data[{name!r}] is {type(array).__name__}", "make it an array"
+        )
         if array.dtype.kind == "f":
             require(bool(np.isfinite(array).all()), f"data[{name!r}] is not finite", "mind empty maps")
 
@@ -86,7 +88,9 @@ def picture_and_numbers_are_files(case: ArtifactCase) -> None:
     with tempfile.TemporaryDirectory() as folder:
         artifact.save(Path(folder) / "a.png")
         with Image.open(Path(folder) / "a.png") as picture:
-            require(picture.format == "PNG" and min(picture.size) > 8, f"picture {picture.size}", "write a PNG")
+            require(
+                picture.format == "PNG" and min(picture.size) > 8, f"picture {picture.size}", "write a PNG"
+            )
         artifact.save(Path(folder) / "a.npz")
         with np.load(Path(folder) / "a.npz") as loaded:
             same = set(loaded) == set(artifact.data)

@@ -126,7 +126,9 @@ def require_equal(actual: Tensor, wanted: Tensor, what: str, mend: str, toleranc
     finite = bool(torch.isfinite(actual).all()) or not bool(torch.isfinite(wanted).all())
     require(finite, f"{what}: got values that are not finite", mend)
     if tolerance == 0:
-        require(torch.equal(actual, wanted), f"{what}: values differ by {_distance(actual, wanted):.1e}", mend)
+        require(
+            torch.equal(actual, wanted), f"{what}: values differ by {_distance(actual, wanted):.1e}", mend
+        )
         return
     scale = max(1.0, float(wanted.detach().abs().max()))
     error = _distance(actual, wanted) / scale
@@ -197,17 +199,22 @@ def state_copy(module: nn.Module) -> dict[str, Tensor]:
 @contextmanager
 def poisoned_memory() -> Iterator[None]:
     """Fill memory with NaN whenever torch hands out fresh memory without writing to it."""
-    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    filled = torch.utils.deterministic.fill_uninitialized_memory
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
+    # A module with a property of its own, which type checkers do not see.
+    memory: Any = torch.utils.deterministic
+    filled = memory.fill_uninitialized_memory
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = True
+        memory.fill_uninitialized_memory = True
         try:
             yield
         finally:
             torch.use_deterministic_algorithms(before[0], warn_only=before[1])
-            torch.utils.deterministic.fill_uninitialized_memory = filled
+            memory.fill_uninitialized_memory = filled
 
 
 def compile_counted(module: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:

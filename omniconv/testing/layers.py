@@ -48,7 +48,9 @@ def build(case: Case, dtype: torch.dtype = torch.float32, *, random_state: bool 
     return (randomize(module) if random_state else module).to(dtype).train()
 
 
-def draw_inputs(case: Case, dtype: torch.dtype = torch.float32, longer: int = 0, seed: int = 4) -> list[Tensor]:
+def draw_inputs(
+    case: Case, dtype: torch.dtype = torch.float32, longer: int = 0, seed: int = 4
+) -> list[Tensor]:
     """Return normal inputs of the case; its varied axes are `longer` than it says.
 
     Axes of further inputs vary along where they are as long as the first input's.
@@ -86,7 +88,9 @@ def device_and_dtype(case: Case) -> None:
         if not any(True for _ in case.make(**case.kwargs).parameters()):
             return
     missing = {"device", "dtype"} - set(inspect.signature(case.make).parameters)
-    require(not missing, f"it takes no {' and no '.join(sorted(missing))}", "add device=None, dtype=None, last")
+    require(
+        not missing, f"it takes no {' and no '.join(sorted(missing))}", "add device=None, dtype=None, last"
+    )
     module = case.make(**case.kwargs, device="meta", dtype=torch.float64)
     for name, parameter in module.named_parameters():
         require(
@@ -119,7 +123,9 @@ def reset_parameters_redraws(case: Case) -> None:
     with seeded():
         module.reset_parameters()  # type: ignore[operator]
     for name, parameter in module.named_parameters():
-        require(bool(torch.isfinite(parameter).all()), f"{name} keeps its value", "let reset_parameters draw it")
+        require(
+            bool(torch.isfinite(parameter).all()), f"{name} keeps its value", "let reset_parameters draw it"
+        )
 
 
 def output_shape_and_dtype(case: Case) -> None:
@@ -130,7 +136,9 @@ def output_shape_and_dtype(case: Case) -> None:
             with seeded():
                 output = module(*draw_inputs(case, dtype))
             got = tuple(output.shape), output.dtype
-            require(got == (case.output, dtype), f"output {got} for {dtype}", f"should be {case.output}, {dtype}")
+            require(
+                got == (case.output, dtype), f"output {got} for {dtype}", f"should be {case.output}, {dtype}"
+            )
             require(bool(torch.isfinite(output).all()), f"output in {dtype} is not finite", "mend the scale")
 
 
@@ -289,7 +297,9 @@ def copies(case: Case) -> None:
         ("torch.save", torch.load(buffer, weights_only=False)),
     ):
         require_equal(_evaluate(copied, *inputs), wanted, what, "keep plain attributes, no lambdas")
-        shared = {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in module.parameters()} - {0}
+        shared = {p.data_ptr() for p in copied.parameters()} & {p.data_ptr() for p in module.parameters()} - {
+            0
+        }
         require(not shared, f"{what} shares memory with the original", "do not override copying")
 
 
@@ -316,14 +326,20 @@ def exports(case: Case) -> None:
     inputs = draw_inputs(case)
     first = case.inputs[0]
     axes = tuple(
-        {axis: torch.export.Dim.DYNAMIC for axis in case.vary if axis < len(shape) and shape[axis] == first[axis]}
+        {
+            axis: torch.export.Dim.DYNAMIC
+            for axis in case.vary
+            if axis < len(shape) and shape[axis] == first[axis]
+        }
         for shape in case.inputs
     )
     # A size of one is always made a constant, so no dynamic axis starts there.
     if any(first[axis] == 1 for axis in case.vary):
         inputs = draw_inputs(case, longer=2)
     with torch.no_grad():
-        program = torch.export.export(module, tuple(inputs), dynamic_shapes=dynamic_shapes(module, axes)).module()
+        program = torch.export.export(
+            module, tuple(inputs), dynamic_shapes=dynamic_shapes(module, axes)
+        ).module()
         for longer in SIZES[1:]:
             other = draw_inputs(case, longer=longer)
             mend = "compute sizes from x.shape"
@@ -392,7 +408,9 @@ def merged_equals_branches(case: Case) -> None:
         wanted, before = _evaluate(module, *inputs), state_copy(module)
         with torch.no_grad():
             merged = module.merged()
-        require_equal(_evaluate(merged, *inputs), wanted, f"merged {dtype}", "mind bias, padding, eps", tolerance)
+        require_equal(
+            _evaluate(merged, *inputs), wanted, f"merged {dtype}", "mind bias, padding, eps", tolerance
+        )
         after = state_copy(module)
         require(before.keys() == after.keys(), "merged() changed the module", "build a new module")
         for name, tensor in before.items():

@@ -59,7 +59,9 @@ def output_shape_and_dtype(case: LossCase) -> None:
         output = _make(case).to(dtype)(*draw_loss_inputs(case, dtype))
         got = tuple(output.shape), output.dtype
         require(got == (case.output, dtype), f"output {got}", f"should be {(case.output, dtype)}")
-        require(bool(torch.isfinite(output).all()), f"output in {dtype} is not finite", "use stable logarithms")
+        require(
+            bool(torch.isfinite(output).all()), f"output in {dtype} is not finite", "use stable logarithms"
+        )
 
 
 def known_value(case: LossCase) -> None:
@@ -88,7 +90,9 @@ def finite_at_extreme_predictions(case: LossCase) -> None:
     ):
         output, gradient = _with_gradient(_make(case), extreme, targets)
         finite = bool(torch.isfinite(output).all())
-        require(finite, f"loss at predictions {what} is not finite", "use logsigmoid, softplus or log_softmax")
+        require(
+            finite, f"loss at predictions {what} is not finite", "use logsigmoid, softplus or log_softmax"
+        )
         finite = bool(torch.isfinite(gradient).all())
         require(finite, f"gradient at predictions {what} is not finite", "mind 0 * inf in the derivative")
 
@@ -111,7 +115,9 @@ def inputs_unmodified(case: LossCase) -> None:
     copies = [x.clone() for x in inputs]
     wanted = loss(*inputs)
     for x, kept in zip(inputs, copies, strict=True):
-        require(torch.equal(x, kept) and x._version == 0, "an input was changed in place", "work on a new tensor")
+        require(
+            torch.equal(x, kept) and x._version == 0, "an input was changed in place", "work on a new tensor"
+        )
     views = [torch.stack([x, torch.zeros_like(x)], -1)[..., 0] for x in inputs]
     require_equal(loss(*views), wanted, "views with gaps", "use reshape instead of view", 1e-6)
 

@@ -40,7 +40,9 @@ def draw_op_inputs(case: OpCase, dtype: torch.dtype = torch.float32, grad: bool 
     return {name: tensor.requires_grad_(grad) for name, tensor in tensors.items()}
 
 
-def _implementations(case: OpCase, dtype: torch.dtype, grad: bool) -> Iterator[tuple[Implementation, str | None]]:
+def _implementations(
+    case: OpCase, dtype: torch.dtype, grad: bool
+) -> Iterator[tuple[Implementation, str | None]]:
     table = table_of(case.op)
     call = table.prepare(**draw_op_inputs(case, dtype, grad), **case.kwargs)
     for row in table.implementations:
@@ -108,7 +110,9 @@ def each_gradient_alone(case: OpCase) -> None:
             output = _named(case, impl)(**leaves)
             weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
             (alone,) = torch.autograd.grad((output * weights).sum(), [leaves[name]])
-            require_equal(alone, together[name], f"{impl} gradient of {name} alone", "mind needs_input_grad", 1e-5)
+            require_equal(
+                alone, together[name], f"{impl} gradient of {name} alone", "mind needs_input_grad", 1e-5
+            )
 
 
 def layouts(case: OpCase) -> None:
@@ -129,7 +133,9 @@ def layouts(case: OpCase) -> None:
             require_equal(output, wanted, f"{impl} {form}", mend, 1e-5)
             for name, gradient in gradients.items():
                 require_equal(gradient, expected[name], f"{impl} {form} gradient of {name}", mend, 2e-5)
-                require(torch.equal(changed[name], kept[name]), f"{impl} changed {name}", "work on a new tensor")
+                require(
+                    torch.equal(changed[name], kept[name]), f"{impl} changed {name}", "work on a new tensor"
+                )
             if form == "channels-last" and output.ndim == 4:
                 last = output.is_contiguous(memory_format=torch.channels_last)
                 require(last, f"{impl} does not keep channels-last", "return the input's memory format")
@@ -145,7 +151,9 @@ def low_precision(case: OpCase) -> None:
         errors: dict[str, dict[str, float]] = {}
         for impl in _supported(case, dtype, True):
             output, gradients = _gradients(_named(case, impl), tensors)
-            found = {"output": (output, wanted)} | {f"gradient of {n}": (g, expected[n]) for n, g in gradients.items()}
+            found = {"output": (output, wanted)} | {
+                f"gradient of {n}": (g, expected[n]) for n, g in gradients.items()
+            }
             errors[impl] = {what: float((a.double() - b).abs().max()) for what, (a, b) in found.items()}
             for what, error in errors[impl].items():
                 limit = 2 * errors["torch"][what] + torch.finfo(dtype).eps
@@ -193,20 +201,23 @@ class _Recorder(TorchDispatchMode):
 
 
 def auto_takes_a_supported_one(case: OpCase) -> None:
-    """`auto` never picks an implementation that cannot take the call, and predicates have no side effect."""
+    """`auto` never picks an implementation that cannot take the call, and predicates do not change their minds."""
     table = table_of(case.op)
     for dtype in (torch.float32, torch.float64, torch.bfloat16):
         for grad in (False, True):
             call = table.prepare(**draw_op_inputs(case, dtype, grad), **case.kwargs)
+            for row in table.implementations:
+                reason = row.supports(*call)
+                same = row.supports(*call) == reason
+                require(same, f"supports of {row.name} changes its mind", "make it a pure function")
+                if reason is None:
+                    seconds = row.estimate(*call)
+                    require(
+                        seconds > 0, f"{row.name} is estimated at {seconds} s", "estimate a positive time"
+                    )
             chosen = table.select("auto", call)
             reason = chosen.supports(*call)
             require(reason is None, f"auto picks {chosen.name} for {dtype}: {reason}", "ask supports first")
-            for row in table.implementations:
-                again = row.supports(*call) == row.supports(*call)
-                require(again, f"supports of {row.name} changes its mind", "make it a pure function")
-                if row.supports(*call) is None:
-                    seconds = row.estimate(*call)
-                    require(seconds > 0, f"{row.name} is estimated at {seconds} s", "estimate a positive time")
 
 
 class _Call(nn.Module):
@@ -228,7 +239,9 @@ def compiles(case: OpCase) -> None:
             output, gradients = _gradients(lambda call=call, **named: call(*named.values()), tensors)
             require_equal(output, wanted, f"{impl} compiled", "use what torch can trace", 1e-5)
             for name, gradient in gradients.items():
-                require_equal(gradient, expected[name], f"{impl} compiled gradient of {name}", "as above", 2e-5)
+                require_equal(
+                    gradient, expected[name], f"{impl} compiled gradient of {name}", "as above", 2e-5
+                )
 
 
 def exports(case: OpCase) -> None:

@@ -202,6 +202,22 @@ def test_many_channels_through_tifffile(planar):
     agrees(file.getvalue(), pixels)
 
 
+def test_a_set_needs_tifffile_only_if_all_of_it_does(tmp_path):
+    tifffile.imwrite(tmp_path / "six.tif", np.zeros((5, 7, 6), np.uint8), planarconfig="contig")
+    code = (
+        "import sys; sys.modules['tifffile'] = None\n"
+        "from omniconv.data.sources import open_images\n"
+        "try: print(open_images(sys.argv[1]).problems[0].message)\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    command = [sys.executable, "-c", code, tmp_path]
+    alone = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert alone.startswith("ResourceError six.tif has more channels than Pillow reads; install tifffile")
+    Image.fromarray(RGB).save(tmp_path / "three.png")
+    beside = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    assert beside.startswith("six.tif has more channels than Pillow reads")
+
+
 def test_four_channels_without_alpha_stay_four():
     pixels = RNG.integers(0, 256, (5, 7, 4), np.uint8)
     file = io.BytesIO()
@@ -288,6 +304,17 @@ def test_truncated_files_are_errors():
         for share in (0.05, 0.5, 0.9):
             with pytest.raises(DataError, match="the image"):
                 read_image(content[: int(len(content) * share)])
+
+
+def test_flipped_bits_in_png_are_errors():
+    content = encoded(Image.fromarray(RNG.integers(0, 256, (64, 64, 3), np.uint8)), "PNG")
+    for place in RNG.integers(8, len(content) - 12, 200).tolist():
+        damaged = bytearray(content)
+        damaged[place] ^= 1 << int(RNG.integers(8))
+        with pytest.raises(DataError):
+            read_image(bytes(damaged))
+    with pytest.raises(DataError, match="unreadable"):
+        read_image(content[:-12])  # the pixels are there, the end is not
 
 
 def test_what_is_no_picture_is_named(tmp_path):

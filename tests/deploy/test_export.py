@@ -123,13 +123,16 @@ def test_other_outputs(tmp_path, output, name):
     network = chain(nn.Identity())
     sample = picture(18, 15, dtype=torch.float32) * 10 + 0.5
     preprocess = Preprocess((12, 20), MEAN, STD, low=-3.0, high=2560.0)
-    report = export_model(network, preprocess, [sample], tmp_path, formats=("onnx",), output=output)
+    units = ([1.0, -2.0, 0.5], [3.0, 0.1, 40.0]) if output == "values" else None
+    report = export_model(
+        network, preprocess, [sample], tmp_path, formats=("onnx",), output=output, units=units
+    )
     graph = onnx.load(tmp_path / report.files[0].path).graph
     assert graph.input[0].type.tensor_type.elem_type == onnx.TensorProto.FLOAT
     assert graph.output[0].name == name
     with torch.inference_mode():
         logits = network.eval()(preprocess(sample[None]))
-    want = logits.sigmoid() if output == "multilabel" else logits
+    want = logits.sigmoid() if units is None else logits * torch.tensor(units[1]) + torch.tensor(units[0])
     np.testing.assert_allclose(
         open_exported(tmp_path / "model.onnx")(sample[None].numpy()), want, rtol=1e-4, atol=1e-4
     )

@@ -1,5 +1,7 @@
 """Every network that timm knows by the same name takes timm's state dict as it is and computes the same."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -10,9 +12,7 @@ TOLERANCE = 1e-4
 SMALL = 30e6  # parameters up to which train mode and feature maps are compared too
 GIANT = 350e6  # parameters from which a network is left to the slow tests
 
-if import_timm() is None:
-    pytest.skip("timm is not installed", allow_module_level=True)
-import timm
+timm = import_timm() or pytest.skip("timm is not installed", allow_module_level=True)
 
 
 def _parameters(name: str) -> float:
@@ -56,7 +56,7 @@ def test_parity(name: str, images: torch.Tensor) -> None:
     assert gap(ours.train()(images), theirs.train()(images)) <= TOLERANCE
 
     with without_init():
-        reference = timm.create_model(name, features_only=True).eval()
+        reference: Any = timm.create_model(name, features_only=True).eval()
         extractor = create_model(name, features_only=True).eval()
     load_renamed(reference, state)
     load_renamed(extractor, {f"backbone.{key}": value for key, value in state.items()})

@@ -121,10 +121,14 @@ def _only_tables(shown: str, labels: object, target: object, group: object) -> N
 
 
 def _labels_file(labels: str | os.PathLike[str], root: Path) -> Path:
-    for candidate in (Path(labels), root / labels):
-        if candidate.is_file():
-            return candidate
-    raise DataError(f"no file {printable(os.fspath(labels))} with labels")
+    shown = printable(os.fspath(labels))
+    try:
+        for candidate in (Path(labels), root / labels):
+            if candidate.is_file():
+                return candidate
+    except (OSError, ValueError) as error:
+        raise DataError(f"cannot open {shown}: {error}") from None
+    raise DataError(f"no file {shown} with labels")
 
 
 def _similar(path: Path) -> str:

@@ -88,10 +88,15 @@ def _read_idx(path: Path) -> np.ndarray:
             content = bytearray()
             while len(content) < size and (piece := file.read(min(1 << 24, size - len(content)))):
                 content += piece
+            more = file.read(1)  # only at the end does gzip compare its checksum
     except (OSError, EOFError, struct.error, zlib.error) as error:
         raise DataError(f"{name} is unreadable: {' '.join(str(error).split())}") from None
     if len(content) < size:
         raise DataError(f"{name} is cut off: {len(content)} of {size} bytes are there")
+    if more:
+        raise DataError(
+            f"{name} is unreadable: it holds more than the {size} bytes that its header announces"
+        )
     return np.frombuffer(content, dtype).reshape(shape)
 
 

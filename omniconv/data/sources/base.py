@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from omniconv.core.errors import DataError
+from omniconv.core.errors import DataError, OmniconvError, ResourceError
 from omniconv.data.decode import Header, read_header, read_image
-from omniconv.data.schema import Problem, Sample, Schema, Split, Task
+from omniconv.data.schema import Problem, Sample, Schema, Split, Task, counted
 
-__all__ = ["ArrayImages", "FileImages", "ImageData", "ordered_classes", "split_name", "spoken"]
+__all__ = ["ArrayImages", "FileImages", "ImageData", "ordered_classes", "split_name"]
 
 _SPLITS: dict[str, Split] = {
     "train": "train",
@@ -34,18 +34,19 @@ def split_name(word: str) -> Split | None:
     return _SPLITS.get(word.strip().casefold())
 
 
-def spoken(names: Sequence[str], limit: int = 3) -> str:
-    """Return the first names of a list for a message: `a, b, c and 4 more`."""
-    rest = len(names) - limit
-    return ", ".join(names) if rest <= 0 else f"{', '.join(names[:limit])} and {rest} more"
-
-
 def ordered_classes(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names in the order of their indices: numbers by value, everything else by name."""
     unique = set(names)
     if all(name.isascii() and name.isdigit() for name in unique):
         return tuple(sorted(unique, key=lambda name: (int(name), name)))
     return tuple(sorted(unique))
+
+
+def _size(file: Path) -> str:
+    try:
+        return str(file.stat().st_size)
+    except OSError:
+        return "-"
 
 
 class ImageData:
@@ -129,7 +130,9 @@ class FileImages(ImageData):
         readable = [header for header in headers if header is not None]
         if not readable:
             first = next(problem for problem in self.problems if problem.kind == "unreadable")
-            raise DataError(f"{source}: none of {len(files)} images can be read; the first: {first.message}")
+            raise DataError(
+                f"{source}: none of {counted(len(files), 'image')} can be read; the first: {first.message}"
+            )
         # Grey and colour may be mixed and become colour; any other mixture follows the majority.
         counts = [3 if header.channels in (1, 3) else header.channels for header in readable]
         channels = max(sorted(set(counts)), key=counts.count)
@@ -152,23 +155,25 @@ class FileImages(ImageData):
             width=round(statistics.median(header.width for header in readable)),
         )
         self._mention(headers, channels, kinds)
-        sizes = (str(file.stat().st_size) if file.exists() else "-" for file in files)
-        self.fingerprint = self._fingerprint(sizes)
+        self.fingerprint = self._fingerprint(map(_size, files))
 
     def _headers(self) -> list[Header | None]:
-        faults: dict[int, str] = {}
+        faults: dict[int, OmniconvError] = {}
 
         def probe(index: int) -> Header | None:
             try:
                 return read_header(self.files[index], name=self.samples[index].id)
-            except DataError as error:
-                faults[index] = str(error)
+            except (DataError, ResourceError) as error:
+                faults[index] = error
                 return None
 
         with ThreadPoolExecutor(_HEADER_THREADS) as pool:
             headers = list(pool.map(probe, range(len(self.files)), chunksize=64))
-        for index in sorted(faults):
-            self.problems.append(Problem("unreadable", faults[index], (self.samples[index].id,), "error"))
+        for index, error in sorted(faults.items()):
+            # One damaged TIFF file may look like one that needs a missing package; a whole set does need it.
+            if len(faults) == len(headers) and isinstance(error, ResourceError):
+                raise error
+            self.problems.append(Problem("unreadable", str(error), (self.samples[index].id,), "error"))
         return headers
 
     def _range(self, channels: int) -> tuple[float, float]:
@@ -177,7 +182,7 @@ class FileImages(ImageData):
         for file, sample in zip(self.files, self.samples, strict=True):
             try:
                 array = read_image(file, channels=channels, name=sample.id)
-            except DataError:
+            except (DataError, ResourceError):
                 continue
             low, high = min(low, float(array.min())), max(high, float(array.max()))
         if low > high:
@@ -198,14 +203,22 @@ class FileImages(ImageData):
                 message = f"{sample.id} has {header.channels} channels where the others have {channels}"
                 self.problems.append(Problem("unreadable", message, (sample.id,), "error"))
         if channels == 3 and (grey := ids(lambda h: h.channels == 1)):
-            self._info("mixed-channels", f"{len(grey)} grey images among colour ones are read as RGB", grey)
+            self._info(
+                "mixed-channels", f"{counted(len(grey), 'grey image')} among colour ones, read as RGB", grey
+            )
         if len(kinds) > 1:
             self._info("mixed-depth", f"pixel types are mixed ({', '.join(sorted(kinds))})", ())
         if paged := ids(lambda h: h.pages):
-            self._info("pages", f"{len(paged)} images have several pages or frames; the first is used", paged)
+            self._info(
+                "pages",
+                f"{counted(len(paged), 'image')} with several pages or frames, of which the first is used",
+                paged,
+            )
         if reduced := ids(lambda h: h.reduced):
             self._info(
-                "depth", f"{len(reduced)} images have 16-bit colour; the upper 8 bits are used", reduced
+                "depth",
+                f"{counted(len(reduced), 'image')} with 16-bit colour, of which the upper 8 bits are used",
+                reduced,
             )
         sizes = {(h.height, h.width) for h in headers if h is not None}
         if len(sizes) > 1:
@@ -238,7 +251,9 @@ class FileImages(ImageData):
             # White is 65535 in a set that has 16-bit images, and whatever the values say in one of floats.
             whiter = 257.0 if array.dtype == np.uint8 and "float32" not in self._kinds else 1.0
             array = array.astype(np.float32) * np.float32(whiter)
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+        return torch.from_numpy(
+            np.array(array.transpose(2, 0, 1), order="C")
+        )  # a copy that may be written to
 
 
 class ArrayImages(ImageData):

@@ -7,8 +7,8 @@ from pathlib import Path, PurePosixPath
 
 from omniconv.core.errors import DataError, UsageError
 from omniconv.data.decode import EXTENSIONS
-from omniconv.data.schema import Problem, Sample, Split, Task, printable
-from omniconv.data.sources.base import FileImages, ordered_classes, split_name, spoken
+from omniconv.data.schema import Problem, Sample, Split, Task, counted, printable, spoken
+from omniconv.data.sources.base import FileImages, ordered_classes, split_name
 
 __all__ = ["Listing", "list_pictures", "open_folder"]
 
@@ -36,19 +36,24 @@ class Listing:
         if self.links:
             yield Problem(
                 "link",
-                f"{len(self.links)} links lead out of the folder or to folders and were not followed: "
+                f"did not follow {counted(len(self.links), 'link')} out of the folder or to folders: "
                 f"{spoken(self.links)}",
                 tuple(self.links),
             )
         if self.others:
             yield Problem(
                 "ignored",
-                f"{len(self.others)} files are not pictures and were ignored: {spoken(self.others)}",
+                f"ignored {counted(len(self.others), 'file')} other than pictures: {spoken(self.others)}",
                 tuple(self.others),
                 "info",
             )
         if self.hidden:
-            yield Problem("ignored", f"{self.hidden} hidden files and folders were ignored", (), "info")
+            yield Problem(
+                "ignored",
+                f"ignored {counted(self.hidden, 'hidden file or folder', 'hidden files and folders')}",
+                (),
+                "info",
+            )
 
 
 def list_pictures(root: Path) -> Listing:
@@ -151,7 +156,9 @@ def open_folder(root: Path, task: Task | None) -> FileImages:
                 name, root, [root / p for p in paths], samples, "classification", shown, problems
             )
         if task is not None:
-            raise DataError(f"{name}/: {len(listing.pictures)} images, no labels; give --labels FILE")
+            raise DataError(
+                f"{name}/: {counted(len(listing.pictures), 'image')}, no labels; give --labels FILE"
+            )
     samples = [Sample(printable(str(path))) for path in listing.pictures]
     return FileImages(name, root, [root / p for p in listing.pictures], samples, "none", (), problems)
 
@@ -192,7 +199,7 @@ def _labelled(
         problems.append(
             Problem(
                 "unlabelled",
-                f"{len(stray)} pictures lie outside of the class folders and are left out: {spoken(stray)}",
+                f"left out {counted(len(stray), 'picture')} outside of the class folders: {spoken(stray)}",
                 tuple(stray),
             )
         )

@@ -12,8 +12,8 @@ from typing import Any
 from omniconv.core.config import closest
 from omniconv.core.errors import DataError, ResourceError, UsageError
 from omniconv.data.decode import EXTENSIONS
-from omniconv.data.schema import Problem, Sample, Split, Target, Task, printable
-from omniconv.data.sources.base import FileImages, split_name, spoken
+from omniconv.data.schema import Problem, Sample, Split, Target, Task, counted, printable, spoken
+from omniconv.data.sources.base import FileImages, split_name
 from omniconv.data.sources.folder import Listing, list_pictures
 from omniconv.data.sources.targets import Labels, is_switch, one_column, several_columns
 
@@ -26,7 +26,7 @@ _PATHS = (
     "imageid imageindex id name"
 ).split()
 _LABELS = (
-    "label labels class classes target targets category categories classname classid labelname y "
+    "label labels class classes target targets category categories classname classid labelname "
     "findinglabels findings diagnosis dx species breed tag tags"
 ).split()
 _SPLIT_COLUMNS = ("split", "subset", "partition", "set")
@@ -208,7 +208,9 @@ def _splits(table: _Table) -> tuple[str | None, list[Split | None]]:
     return None, none
 
 
-def _labels(table: _Table, taken: set[str], task: Task | None, target: Sequence[str] | None) -> Labels | None:
+def _labels(
+    table: _Table, taken: set[str], task: Task | None, target: Sequence[str] | None, problems: list[Problem]
+) -> Labels | None:
     """Return the labels, or None if the table has no column for them."""
     if target is not None:
         names = [_column(table, name, "target") for name in target]
@@ -227,6 +229,10 @@ def _labels(table: _Table, taken: set[str], task: Task | None, target: Sequence[
             raise UsageError(f"{table.name} has several columns ({shown}); name the label with --target")
     if not names:
         return None
+    unused = [printable(column) for column in table.columns if column not in {*names, *taken}]
+    if target is None and unused:
+        message = f"labels are taken from {spoken(list(map(printable, names)))}; not used: {spoken(unused)}"
+        problems.append(Problem("guess", message, (), "info"))
     if len(names) == 1:
         return one_column(names[0], table.columns[names[0]], task, table.where)
     return several_columns({name: table.columns[name] for name in names}, task, table.where)
@@ -340,23 +346,25 @@ def open_table(
     if group is not None:
         groups = [cell.strip() or None for cell in table.columns[_column(table, group, "group")]]
         taken.add(group)
-    labels = None if task == "none" else _labels(table, taken, task, target)
+    problems: list[Problem] = []
+    labels = None if task == "none" else _labels(table, taken, task, target, problems)
     if labels is None:
         if task not in (None, "none"):
             raise DataError(f"{name} has no column of labels; name it with --target")
         labels = Labels("none", (), [None] * len(table))
     finder = _Finder(table, root)
     found = [finder.find(row, cell) for row, cell in enumerate(table.columns[paths])]
-    problems: list[Problem] = []
     if labels.note:
         problems.append(Problem("guess", labels.note, (), "info"))
     rows = _rows(table, found, labels, splits, groups, problems)
     if strays:
+        if (own := printable(os.path.relpath(table_path, root))) in finder.listing.others:
+            finder.listing.others.remove(own)
         problems += finder.listing.problems()
         named = set(rows)
         rest = [printable(str(path)) for path in finder.listing.pictures if path not in named]
         if rest:
-            message = f"{len(rest)} pictures have no line in {name} and are left out: {spoken(rest)}"
+            message = f"left out {counted(len(rest), 'picture')} without a line in {name}: {spoken(rest)}"
             problems.append(Problem("unlabelled", message, tuple(rest)))
     shown = printable(root.resolve().name if strays else table_path.stem)
     source = root if strays else table_path
@@ -402,12 +410,10 @@ def _rows(
         rows[path] = sample
         first.setdefault(path, row)
     if unlabelled:
-        message = (
-            f"{len(unlabelled)} images have no label in {table.name} and are left out: {spoken(unlabelled)}"
-        )
+        message = f"left out {counted(len(unlabelled), 'image')} without a label in {table.name}: {spoken(unlabelled)}"
         problems.append(Problem("unlabelled", message, tuple(unlabelled)))
     if doubled:
-        message = f"{len(doubled)} lines of {table.name} name an image again: {spoken(doubled)}"
+        message = f"{counted(len(doubled), 'line')} of {table.name} for images that had one before: {spoken(doubled)}"
         problems.append(Problem("repeated", message, tuple(doubled), "info"))
     if not rows:
         raise DataError(f"{table.name} labels no image")

@@ -250,6 +250,7 @@ def create_app(
             async with asyncio.timeout(timeout_s):
                 uploads = await _uploads(request, max_bytes)
         except TimeoutError:
+            request.state.unread = True
             raise HTTPException(408, f"the body did not arrive within {timeout_s:g} s") from None
         finally:
             service.reading -= 1
@@ -299,7 +300,12 @@ def create_app(
     return app
 
 
-def _error(status: int, sentence: str, headers: dict[str, str] | None = None) -> JSONResponse:
+def _error(
+    request: Request, status: int, sentence: str, headers: dict[str, str] | None = None
+) -> JSONResponse:
+    headers = dict(headers or {})
+    if getattr(request.state, "unread", False):
+        headers["Connection"] = "close"  # what is left of the body would otherwise be read to its end
     return JSONResponse({"error": sentence}, status, headers)
 
 
@@ -307,33 +313,30 @@ def _handle_errors(app: FastAPI) -> None:
     """Answer every error with one sentence and never with a traceback."""
 
     @app.exception_handler(StarletteHTTPException)
-    async def known(_: Request, error: StarletteHTTPException) -> JSONResponse:
-        return _error(error.status_code, str(error.detail), dict(error.headers or {}))
+    async def known(request: Request, error: StarletteHTTPException) -> JSONResponse:
+        return _error(request, error.status_code, str(error.detail), dict(error.headers or {}))
 
     @app.exception_handler(QueueFull)
-    async def full(_: Request, error: QueueFull) -> JSONResponse:
-        return _error(
-            429,
-            f"too many requests; try again in {error.retry_after} s",
-            {"Retry-After": str(error.retry_after)},
-        )
+    async def full(request: Request, error: QueueFull) -> JSONResponse:
+        sentence = f"too many requests; try again in {error.retry_after} s"
+        return _error(request, 429, sentence, {"Retry-After": str(error.retry_after)})
 
     @app.exception_handler(Closed)
-    async def closed(_: Request, __: Closed) -> JSONResponse:
-        return _error(503, "the server is shutting down and takes no new work")
+    async def closed(request: Request, _: Closed) -> JSONResponse:
+        return _error(request, 503, "the server is shutting down and takes no new work")
 
     @app.exception_handler(OmniconvError)
-    async def bad_image(_: Request, error: OmniconvError) -> JSONResponse:
-        return _error(422, str(error))
+    async def bad_image(request: Request, error: OmniconvError) -> JSONResponse:
+        return _error(request, 422, str(error))
 
     @app.exception_handler(ClientDisconnect)
-    async def gone(_: Request, __: ClientDisconnect) -> JSONResponse:
-        return _error(400, "the connection closed before the body was complete")
+    async def gone(request: Request, _: ClientDisconnect) -> JSONResponse:
+        return _error(request, 400, "the connection closed before the body was complete")
 
     @app.exception_handler(Exception)
     async def unknown(request: Request, error: Exception) -> JSONResponse:
         _LOG.error("%s %s failed", request.method, request.url.path, exc_info=error)
-        return _error(500, "the prediction failed; see the server's log")
+        return _error(request, 500, "the prediction failed; see the server's log")
 
 
 # Reading a request
@@ -341,12 +344,14 @@ def _handle_errors(app: FastAPI) -> None:
 
 async def _discard(request: Request) -> None:
     """Read what a client is still sending, for a moment: many look for the answer only when they are through."""
+    request.state.unread = True
     if "expect" in request.headers:
         return
     try:
         async with asyncio.timeout(_DISCARD_SECONDS):
             async for _ in request.stream():
                 pass
+        request.state.unread = False
     except (TimeoutError, ClientDisconnect, RuntimeError):
         return
 

@@ -66,6 +66,8 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilatio
     else:
         y = _convolve(x, weight, bias)
     return y if kept else y.contiguous()
+
+
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:
     """Return None, or why the call cannot be computed here."""
     kernel = tuple(weight.shape[2:])

@@ -6,7 +6,9 @@ from omniconv.ops.depthwise_conv.api import depthwise_conv
 __all__: list[str] = []
 
 
-def _case(id: str, x: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, multiplier: int = 1, **more) -> OpCase:
+def _case(
+    id: str, x: tuple[int, ...], kernel: tuple[int, ...], bias: bool = True, multiplier: int = 1, **more
+) -> OpCase:
     raises = more.pop("raises", ())
     out = x[1] * multiplier
     inputs = {"x": x, "weight": (out, 1, *kernel)} | ({"bias": (out,)} if bias else {})
@@ -22,7 +24,8 @@ CASES = (
         raises=(
             Raises(
                 ValueError,
-                "depthwise_conv has no impl 'chanels_last'; did you mean channels_last? (of auto, torch, channels_last)",
+                "depthwise_conv has no impl 'chanels_last'; did you mean channels_last? "
+                "(of auto, torch, channels_last)",
                 {"impl": "chanels_last"},
             ),
             Raises(
@@ -42,8 +45,12 @@ CASES = (
                 inputs=((2, 3, 7, 5), (3, 1, 3, 3), (4,)),
             ),
             Raises(ValueError, "stride must be one or 2 integers of at least 1: got 0", {"stride": 0}),
-            Raises(ValueError, "dilation must be one or 2 integers of at least 1: got (1,)", {"dilation": (1,)}),
-            Raises(ValueError, "padding must be 'same', 'valid' or integers: got 'full'", {"padding": "full"}),
+            Raises(
+                ValueError, "dilation must be one or 2 integers of at least 1: got (1,)", {"dilation": (1,)}
+            ),
+            Raises(
+                ValueError, "padding must be 'same', 'valid' or integers: got 'full'", {"padding": "full"}
+            ),
             Raises(ValueError, "padding 'same' needs stride 1: got 2", {"padding": "same", "stride": 2}),
             Raises(
                 ValueError,

@@ -43,9 +43,10 @@ MACS_ERROR = 0.01
 IDENTITY_ERROR = 1e-5
 LAYOUT_ERROR = 1e-5
 LOOP_ERROR = 1e-5
+COST_MISMATCH = 0.05
 POINTS = 1.0
 SEEDS = (0, 1)
-EPOCHS = 2
+EPOCHS = 1.5
 
 
 def _macs(name: str) -> float:
@@ -91,7 +92,6 @@ def _blocks(check: Check) -> None:
     with torch.no_grad():
         model(torch.randn(1, 3, 64, 96, generator=random))
     errors = [float((y - x).norm() / x.norm()) for x, y in zip(inputs, outputs, strict=True)]
-    check.require("blocks looked at", len(errors), "==", 18)
     check.require("largest relative change of a map by a new block", max(errors), "<=", IDENTITY_ERROR)
 
     options = {"num_classes": 10, "depths": (1, 1, 2, 1), "widths": (16, 32, 64, 128), "layer_scale": 1.0}
@@ -140,8 +140,12 @@ def _learning(check: Check) -> None:
         )
 
     def resnet() -> nn.Module:
-        return create_model("resnet20_cifar", num_classes=10, depths=(2, 2, 2), widths=(16, 32, 64))
+        return create_model("resnet20_cifar", num_classes=10, depths=(2, 2, 2), widths=(12, 24, 48))
 
+    ours, theirs = (count_cost(make(), (3, 32, 32)).macs for make in (convnext, resnet))
+    check.require(
+        "cost of the small ConvNeXt off that of the ResNet by", abs(ours / theirs - 1), "<=", COST_MISMATCH
+    )
     train, test = small.cifar10()
     scores: dict[str, list[float]] = {"convnext": [], "resnet": []}
     for seed in SEEDS:
