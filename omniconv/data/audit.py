@@ -249,15 +249,15 @@ def _target_text(data: ImageData, index: int) -> str:
 
 def _conflicts(data: ImageData, exact: Groups) -> Iterator[Problem]:
     groups = [group for group in exact if len({data.samples[i].target for i in group}) > 1]
-    if groups:
-        named = tuple(tuple(data.samples[i].id for i in group) for group in groups)
-        shown = spoken(
-            [" and ".join(f"{data.samples[i].id} ({_target_text(data, i)})" for i in g[:2]) for g in groups]
-        )
-        message = f"{len(groups)} images are there with different labels: {shown}"
-        yield Problem(
-            "conflict", message, tuple(sample for group in named for sample in group), "warning", named
-        )
+    if not groups:
+        return
+    shown = []
+    for first, *others in groups:
+        other = next(i for i in others if data.samples[i].target != data.samples[first].target)
+        shown.append(" and ".join(f"{data.samples[i].id} ({_target_text(data, i)})" for i in (first, other)))
+    named = tuple(tuple(data.samples[i].id for i in group) for group in groups)
+    message = f"{counted(len(groups), 'image')} with different labels on identical copies: {spoken(shown)}"
+    yield Problem("conflict", message, tuple(sample for group in named for sample in group), "warning", named)
 
 
 def _leakage(data: ImageData, exact: Groups, similar: Groups) -> Iterator[Problem]:
@@ -337,7 +337,8 @@ def _classes(data: ImageData) -> Iterator[Problem]:
     for wrong, right in _typos(names, [counts[c] for c in range(len(names))]):
         yield Problem(
             "label-typo",
-            f"class {names[wrong]} ({counted(counts[wrong], 'image')}) may be a misspelling of {names[right]} ({counts[right]})",
+            f"class {names[wrong]} ({counted(counts[wrong], 'image')}) may be a misspelling of "
+            f"{names[right]} ({counts[right]:,})",
             (names[wrong], names[right]),
         )
 

@@ -141,7 +141,9 @@ class Fit:
         header = json.loads(found.read_text())
         if header["fingerprint"] != data.fingerprint:
             raise DataError(f"{data.name} has changed since this run began; start a new run")
-        return load_splits(path, data), [Problem(**{**p, "ids": tuple(p["ids"])}) for p in header["problems"]]
+        return load_splits(path, data), [
+            Problem(p["kind"], p["message"], tuple(p["ids"]), p["severity"]) for p in header["problems"]
+        ]
 
     def _make_splits(self, data: ImageData, path: Path, found: Path) -> None:
         def progress(done: int, count: int) -> None:

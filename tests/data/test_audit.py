@@ -6,13 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageFilter
 
+from omniconv.core.errors import DataError
 from omniconv.data.audit import audit
 from omniconv.data.sources import open_images
-
-SHARED = Path(__file__).parents[3] / "shared" / "data"
+from omniconv.papers.check import shared_data
 
 
 def photograph(seed: int, size: int = 64) -> Image.Image:
@@ -76,11 +75,9 @@ def test_duplicates_and_conflicts(tmp_path):
         ("a/0.png", "a/copy.bmp", "b/copy.png"),
         ("b/5.png", "b/again.png"),
     }
-    assert problems["duplicate"].message.startswith("3 images are exact copies of another: ")
-    assert (
-        problems["conflict"].message
-        == ("1 images are there with different labels: a/0.png (a) and a/copy.bmp (a)")
-        or "b/copy.png" in problems["conflict"].ids
+    assert problems["duplicate"].message.startswith("3 exact copies among the images: ")
+    assert problems["conflict"].message == (
+        "1 image with different labels on identical copies: a/0.png (a) and b/copy.png (b)"
     )
 
 
@@ -132,9 +129,9 @@ def test_leakage_between_given_splits(tmp_path):
     files |= {"val/b/other.png": photograph(13)}
     found = [p for p in audit(open_images(write(tmp_path, files))) if p.kind == "leakage"]
     assert {(p.message, p.ids) for p in found} == {
-        ("1 duplicates span train and val; kept in train only", ("val/a/exact.png",)),
-        ("1 near-duplicates span train and test; kept in train only", ("test/b/near.png",)),
-        ("1 duplicates span test and val; kept in test only", ("val/b/other.png",)),
+        ("1 duplicate spans train and val; kept in train only", ("val/a/exact.png",)),
+        ("1 near-duplicate spans train and test; kept in train only", ("test/b/near.png",)),
+        ("1 duplicate spans test and val; kept in test only", ("val/b/other.png",)),
     }
 
 
@@ -149,7 +146,7 @@ def test_groups_that_span_given_splits(tmp_path):
     ]
     (tmp_path / "labels.csv").write_text("\n".join(lines))
     problems = by_kind(audit(open_images(tmp_path, group="who")))
-    assert problems["group-leakage"].message == "1 groups span the given splits: p"
+    assert problems["group-leakage"].message == "1 group in more than one of the given splits: p"
 
 
 def test_look_alikes_are_not_grouped(tmp_path):
@@ -187,7 +184,7 @@ def table(tmp_path: Path, counts: dict[str, int], extra: str = "") -> Path:
 def test_classes(tmp_path):
     problems = by_kind(audit(open_images(table(tmp_path, {"cat": 60, "dog": 40, "yak": 4})), near=False))
     assert problems["imbalance"].message == "classes are unbalanced 15 to 1: 60 images of cat, 4 of yak"
-    assert problems["tiny-class"].message == "1 of 3 classes have fewer than 5 images: yak (4)"
+    assert problems["tiny-class"].message == "1 of 3 classes with fewer than 5 images: yak (4)"
     assert set(problems) == {"imbalance", "tiny-class"}
 
 
@@ -213,7 +210,7 @@ def test_classes_without_training_images(tmp_path):
     files = {f"train/{c}/{i}.png": photograph(10 * n + i) for n, c in enumerate("ab") for i in range(5)}
     files |= {f"test/c/{i}.png": photograph(50 + i) for i in range(5)}
     problems = by_kind(audit(open_images(write(tmp_path, files))))
-    assert problems["class-missing"].message == "1 classes have no training images: c"
+    assert problems["class-missing"].message == "1 class without training images: c"
 
 
 def test_multilabel_and_regression(tmp_path):
@@ -246,12 +243,13 @@ def test_images_of_one_pixel(tmp_path):
 
 @pytest.mark.slow
 def test_real_sets():
-    if not SHARED.is_dir():
-        pytest.skip("shared/data is not here")
+    try:
+        mnist, fashion = shared_data("mnist"), shared_data("fashion-mnist")
+    except DataError as error:
+        pytest.skip(str(error))
     # The published test set of MNIST has no copies.
-    assert audit(open_images(SHARED / "mnist")) == []
+    assert audit(open_images(mnist)) == []
     # Fashion-MNIST is known to hold some.
-    problems = by_kind(audit(open_images(SHARED / "fashion-mnist")))
+    problems = by_kind(audit(open_images(fashion)))
     assert 5 <= len(problems["near-duplicate"].groups) <= 100
     assert "duplicate" not in problems
-    assert torch.get_num_threads() >= 1

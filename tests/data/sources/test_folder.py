@@ -106,8 +106,8 @@ def test_what_is_not_a_picture_is_mentioned(tmp_path):
     data = open_images(tmp_path)
     assert len(data) == 2
     assert [problem.message for problem in data.problems] == [
-        "1 files are not pictures and were ignored: notes.txt",
-        "4 hidden files and folders were ignored",
+        "ignored 1 file other than pictures: notes.txt",
+        "ignored 4 hidden files and folders",
     ]
 
 
