@@ -278,14 +278,20 @@ def serve(
     max_batch: Annotated[int, typer.Option(min=1, help="Pictures computed together.")] = 16,
     queue: Annotated[int, typer.Option(min=1, help="Pictures that may wait.")] = 64,
     timeout: Annotated[str, typer.Option(help="Longest time for a request.")] = "10s",
+    max_size: Annotated[str, typer.Option(help="Largest picture file.")] = "20MB",
 ) -> None:
     """Serve a trained network over HTTP, with a page to try it."""
     from omniconv.deploy.serve import serve as serve_forever
 
-    predictor = _run(run).predictor
-    typer.echo(f"{run} at http://{host}:{port} (Ctrl-C ends it)")
     serve_forever(
-        predictor, host=host, port=port, max_batch=max_batch, queue=queue, timeout_s=parse_seconds(timeout)
+        _run(run).predictor,
+        host,
+        port,
+        on_start=lambda url: typer.echo(f"{run} at {url} (Ctrl-C ends it)"),
+        max_batch=max_batch,
+        queue=queue,
+        timeout_s=parse_seconds(timeout),
+        max_bytes=parse_bytes(max_size),
     )
 
 

@@ -104,6 +104,9 @@ class CompressionReport:
             parts.append(_columns(layers))
         return "\n\n".join([*parts, *self.notes])
 
+    def __str__(self) -> str:
+        return self.table()
+
 
 def _columns(rows: list[tuple[str, ...]]) -> str:
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -23,6 +23,8 @@ __all__ = ["Symmetry", "make_plan"]
 
 DEFAULT_SECONDS = 600.0
 SMALL_PIXELS = 64
+# What loading, augmentation, the optimizer and validation add to forward and backward passes.
+OVERHEAD = 1.25
 # From the cheapest to the dearest; the planner takes the dearest that the budget can train.
 SMALL_NETWORKS = ("resnet8_small", "resnet10_small", "resnet14_small", "resnet18_small")
 LARGE_NETWORKS = (
@@ -122,7 +124,8 @@ def _augment(
     small: bool, schema: Schema, symmetry: Symmetry | None, count: int, epochs: int
 ) -> AugmentConfig:
     """Return what the data can stand: mirrors by test, the rest by resolution and length of training."""
-    long = epochs >= 30
+    # Strong augmentation needs many steps to pay; on few it only hides what there is to learn.
+    long = epochs >= 30 and count * epochs >= 100_000
     return AugmentConfig(
         flip_horizontal=symmetry.flip_horizontal if symmetry else False,
         flip_vertical=symmetry.flip_vertical if symmetry else False,
@@ -181,7 +184,7 @@ def make_plan(
     chosen: Candidate | None = None
     for name, pixels in pairs:
         candidate = measure(name, pixels, schema.channels, outputs, device)
-        per_epoch = candidate.seconds_per_image * count * 1.15  # validation and loading
+        per_epoch = candidate.seconds_per_image * count * OVERHEAD
         speed = f"{name}: {1 / candidate.seconds_per_image:.0f} pictures/s in training here"
         if chosen is not None and seconds is not None and per_epoch * enough > seconds:
             reasons.append(f"{speed}, too slow for {enough} epochs in {seconds_text(seconds)}")
@@ -197,7 +200,7 @@ def make_plan(
     if chosen.precision == "bfloat16":
         reasons.append("bfloat16 was measured to be faster than float32 here")
 
-    per_epoch = chosen.seconds_per_image * count * 1.15
+    per_epoch = chosen.seconds_per_image * count * OVERHEAD
     if config.epochs:
         epochs = config.epochs
     else:
@@ -225,7 +228,7 @@ def _recipe(
     small: bool,
     reasons: list[str],
 ) -> Plan:
-    batch = 32 if count < 1500 else 64 if count < 6000 else 128
+    batch = 16 if count < 400 else 32 if count < 1500 else 64 if count < 6000 else 128
     batch = min(batch, 1 << max(0, count.bit_length() - 2))
     residual = chosen.network.startswith(("resnet", "repvgg"))
     steps = epochs * max(1, count // batch)
@@ -242,7 +245,7 @@ def _recipe(
         warmup=0.2 if residual else 0.1,
         ema=min(0.999, 1 - 10 / max(20, steps) ** 0.8),
         smoothing=0.1 if schema.task == "classification" else 0.0,
-        patience=max(10, epochs // 3) if epochs > 30 else 0,
+        patience=max(20, epochs // 3) if epochs > 30 else 0,
         augment=_augment(small, schema, symmetry, count, epochs),
         seconds=seconds,
         reasons=tuple(reasons),

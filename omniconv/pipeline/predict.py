@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from omniconv.core.errors import DataError
 from omniconv.data.preprocess import Preprocess
 from omniconv.tasks.base import Task
 
@@ -72,7 +73,7 @@ class Predictor:
         elif image.shape[2] == 4 and self.channels == 3:
             image = image[..., :3]
         if image.shape[2] != self.channels:
-            raise ValueError(f"the network takes {self.channels} channels: got {image.shape[2]}")
+            raise DataError(f"the network takes {self.channels} channels: got {image.shape[2]}")
         # Deeper pixels than the network was trained on keep their place between black and white.
         if image.dtype == np.uint16 and self.preprocess.high == 255:
             image = image.astype(np.float32) / 257

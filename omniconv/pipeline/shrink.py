@@ -42,7 +42,7 @@ class Trial:
         sparsity: share of zero weights.
         bytes: size of the file that is deployed.
         latency: median seconds for one picture, None where nothing was timed.
-        value: the main metric on the validation pictures.
+        value: the score on the validation pictures: accuracy, mean average precision or R squared.
         folder: where it lies.
         path: the deployed file.
     """
@@ -74,7 +74,7 @@ def compress(
         run: a trained run; nothing in it changes but the new folder `compressed`.
         size: bytes that the deployed file may take.
         latency: seconds that it may take for one picture.
-        max_drop: largest loss of the main metric, as a share (0.01 is one point of accuracy).
+        max_drop: largest loss of the score, as a share (0.01 is one point of accuracy).
         out: folder to write; by default `compressed` in the run folder.
         log: called with a line about every trial.
 
@@ -88,13 +88,13 @@ def compress(
         export(run, ("onnx",), data=data, splits=splits)
     with tempfile.TemporaryDirectory(prefix="omniconv-compress-") as scratch:
         trials, notes = _try_all(run, data, splits, size, latency, max_drop, Path(scratch), log)
-        kept = _choose(trials, size, latency, max_drop, run.task.higher_is_better)
+        kept = _choose(trials, size, latency, max_drop)
         folder = new_run_folder(target)
         shutil.copytree(kept.folder, folder, dirs_exist_ok=True)
     result = {
         "run": os.fspath(folder),
         "path": os.fspath(folder / kept.path),
-        "metric": run.task.main_metric,
+        "metric": {"regression": "r2"}.get(run.task.name, run.task.main_metric),
         "max_drop": max_drop,
         "tried": [
             {
@@ -128,7 +128,7 @@ def _try_all(
 
     def score(candidate: Run) -> float:
         predictions = candidate.predictor.predict_tensors(data.read(index) for index in judged)
-        return candidate.task.metrics(predictions, targets_of(data, judged))[candidate.task.main_metric]
+        return candidate.task.score(predictions, targets_of(data, judged))
 
     picture = data.read(judged[0])[None].numpy()
 
@@ -149,10 +149,8 @@ def _try_all(
         shutil.copy2(run.weights_path, folder)
         report = quantize(Run(folder), data=data, splits=splits, max_drop=max_drop)
         path = Path("export") / "model.int8.onnx"
-        value = report["score_after"] if run.task.higher_is_better else -report["score_after"]
-        trials.append(
-            Trial("int8", 0.0, report["bytes_after"], report["latency_after"] / 1e3, value, folder, path)
-        )
+        speed, value = report["latency_after"] / 1e3, report["score_after"]
+        trials.append(Trial("int8", 0.0, report["bytes_after"], speed, value, folder, path))
         log(_line(trials[-1]))
     except OmniconvError as error:
         notes.append(str(error))
@@ -171,7 +169,7 @@ def _try_all(
         )
         trials.append(trial)
         log(_line(trial))
-        if _drop(original, trial, run.task.higher_is_better) > max_drop:
+        if original.value - trial.value > max_drop:
             break
     return trials, notes
 
@@ -210,19 +208,14 @@ def _prune(run: Run, data: ImageData, splits: dict[str, list[int]], sparsity: fl
         save_sparse(folder / "model.safetensors", trainer.ema.state_dict(), run.header)
 
 
-def _drop(original: Trial, trial: Trial, higher_is_better: bool) -> float:
-    return (original.value - trial.value) * (1 if higher_is_better else -1)
-
-
 def _choose(
     trials: list[Trial],
     size: int | None,
     latency: float | None,
     max_drop: float,
-    higher_is_better: bool,
 ) -> Trial:
     original, others = trials[0], trials[1:]
-    good = [t for t in others if _drop(original, t, higher_is_better) <= max_drop]
+    good = [t for t in others if original.value - t.value <= max_drop]
     fitting = [
         t
         for t in good
@@ -233,7 +226,7 @@ def _choose(
         # With a budget the best network inside it; without one the smallest.
         if size is None and latency is None:
             return min(fitting, key=lambda t: t.bytes)
-        return min(fitting, key=lambda t: _drop(original, t, higher_is_better))
+        return max(fitting, key=lambda t: t.value)
     wanted = " and ".join(
         [*([bytes_text(size)] if size else []), *([seconds_text(latency)] if latency else [])]
     )

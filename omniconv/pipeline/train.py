@@ -376,9 +376,11 @@ class Trainer:
         """Cut epochs when the machine turns out slower than planned, so that the schedule still ends at zero."""
         if self.plan.seconds is None:
             return
-        fit = torch.tensor(
-            max(epoch + 1, math.floor(self.plan.seconds / (self.elapsed / (epoch + 1)) + 0.25))
-        )
+        # The first epoch decodes and warms up, so the fastest one tells what the rest will take.
+        ends = [0.0, *(row["seconds"] for row in self.history)]
+        fastest = min(after - before for before, after in zip(ends, ends[1:], strict=False))
+        left = max(0.0, self.plan.seconds - self.elapsed) / max(fastest, 1e-9)
+        fit = torch.tensor(min(self.epochs, epoch + 1 + math.floor(left + 0.25)))
         if self.world > 1:
             dist.broadcast(fit, 0)
         if int(fit) < self.epochs:

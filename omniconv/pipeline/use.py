@@ -55,7 +55,7 @@ def _tensors(
                 image = run.predictor.tensor(read_image(path, name=data.samples[index].id))
             else:
                 image = run.predictor.tensor(data.read(index).permute(1, 2, 0).numpy())
-        except (DataError, ValueError) as error:
+        except DataError as error:
             bad.append({"id": data.samples[index].id, "error": str(error)})
             continue
         kept.append(index)
@@ -165,7 +165,7 @@ def explain(
     target = Path(out) if out else run.path / "explain" / f"{Path(picture).stem}.png"
     try:
         prediction = run.predictor.predict_images([image])[0]
-    except ValueError as error:
+    except DataError as error:
         raise DataError(f"{picture}: {error}") from None
     atomic_write(target, run.predictor.explain_image(image))
     return {**prediction, "picture": os.fspath(picture), "map": os.fspath(target)}
@@ -211,7 +211,8 @@ def quantize(
     """Write `export/model.int8.onnx`, calibrated on training pictures and judged on validation pictures.
 
     Raises:
-        RefusedError: if it is slower than float, or its main metric falls by more than `max_drop`.
+        RefusedError: if it is slower than float, or its score (accuracy, mean average precision or R squared)
+            falls by more than `max_drop`.
     """
     if data is None or splits is None:
         data, splits = _data_of(run)
@@ -219,12 +220,10 @@ def quantize(
     judged = (splits["val"] or splits["train"])[:2000]
     targets = targets_of(data, judged)
     pictures = [data.read(index).numpy() for index in judged]
-    task = run.task
 
     def score(call: Any) -> float:
         outputs = np.concatenate([call(picture[None]) for picture in pictures])
-        value = task.metrics(outputs, targets)[task.main_metric]
-        return value if task.higher_is_better else -value
+        return run.task.score(outputs, targets)
 
     folder = run.path / "export"
     report = quantize_int8(

@@ -53,6 +53,10 @@ class Task(Protocol):
         """Return the quick metrics of predictions, among them the main one."""
         ...
 
+    def score(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return how good predictions are, without a unit: at most 1, and more is better."""
+        ...
+
     def evaluate(self, predictions: np.ndarray, targets: np.ndarray, seed: int = 0) -> dict[str, Any]:
         """Return what the report shows: `metrics` with intervals, and the task's own tables."""
         ...

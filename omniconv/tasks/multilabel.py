@@ -67,6 +67,10 @@ class MultiLabel:
             "exact_match": float(exact.mean()),
         }
 
+    def score(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return mean average precision."""
+        return average_precision(predictions, targets)
+
     def evaluate(self, predictions: np.ndarray, targets: np.ndarray, seed: int = 0) -> dict[str, Any]:
         """Return metrics with intervals, rates of every label, and calibration over all answers."""
         count = len(targets)

@@ -51,6 +51,10 @@ class Regression:
             "r2": float(r2.mean()),
         }
 
+    def score(self, predictions: np.ndarray, targets: np.ndarray) -> float:
+        """Return R squared."""
+        return self.metrics(predictions, targets)["r2"]
+
     def evaluate(self, predictions: np.ndarray, targets: np.ndarray, seed: int = 0) -> dict[str, Any]:
         """Return metrics with intervals, and up to 1,000 pairs of true and predicted value."""
         value = self.metrics(predictions, targets)

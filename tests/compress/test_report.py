@@ -87,6 +87,7 @@ def test_it_is_json_and_a_table():
     assert values["after"]["sparse_macs"] == report.after.sparse_macs
     assert [layer["name"] for layer in values["layers"]] == ["0", "2", "3", "6"]
     table = report.table()
+    assert str(report) == table
     assert f"{report.before.nonzero:,}" in table
     assert f"{report.layers[0].density:.2%}" in table
     assert report.notes[0] in table

@@ -92,7 +92,8 @@ def keep_largest(scores: Mapping[str, Tensor], sparsity: float, min_weights: int
         scores: finite, real, of each weight's shape, by layer.
         sparsity: share of all weights to drop, in [0, 1); exact to one weight.
         min_weights: weights that every layer keeps at least (all of a smaller layer). What a layer keeps for
-            this reason goes elsewhere, so the sparsity stays the same.
+            this reason goes elsewhere, so the sparsity stays the same. No layer goes empty then, but what is
+            left in deep, narrow networks without shortcuts need not connect input and output.
 
     Returns:
         Masks by layer, on the device of the scores.

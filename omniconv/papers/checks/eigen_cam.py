@@ -97,9 +97,7 @@ def _class_independence(check: Check, model: nn.Module, x: Tensor) -> None:
         "<=",
         UNCHANGED,
     )
-    check.require(
-        "mean change of Grad-CAM under the same", min(c[1] for c in changes), ">", UNCHANGED
-    )
+    check.require("mean change of Grad-CAM under the same", min(c[1] for c in changes), ">", UNCHANGED)
 
 
 def _pictures(count: int, seed: int, part: int) -> tuple[Tensor, Tensor, np.ndarray]:
