@@ -6,6 +6,7 @@ state to save, and a run resumed from any checkpoint does exactly what the unint
 """
 
 import copy
+import itertools
 import json
 import math
 import os
@@ -378,7 +379,7 @@ class Trainer:
             return
         # The first epoch decodes and warms up, so the fastest one tells what the rest will take.
         ends = [0.0, *(row["seconds"] for row in self.history)]
-        fastest = min(after - before for before, after in zip(ends, ends[1:], strict=False))
+        fastest = min(after - before for before, after in itertools.pairwise(ends))
         left = max(0.0, self.plan.seconds - self.elapsed) / max(fastest, 1e-9)
         fit = torch.tensor(min(self.epochs, epoch + 1 + math.floor(left + 0.25)))
         if self.world > 1:

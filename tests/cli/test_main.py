@@ -22,14 +22,19 @@ def said(capsys, *arguments: str) -> tuple[int, str, str]:
         (["fit", "digits", "--eppochs", "3"], "no option --eppochs; did you mean --epochs?"),
         (["fitt", "digits"], "no command fitt; did you mean fit?"),
         (["fit"], "name the data, or a run to continue with --resume RUN"),
-        (["fit", "digits", "--time", "soon"], "cannot read the time 'soon'; write a number and a unit, such as 10ms, 90s, 10m or 2h"),
+        (
+            ["fit", "digits", "--time", "soon"],
+            "cannot read the time 'soon'; write a number and a unit, such as 10ms, 90s, 10m or 2h",
+        ),
         (["fit", "digits", "--size", "5"], "cannot read the size '5'; write a number and a unit, such as 500kB or 5MB"),
         (["fit", "digits", "--export", "onx"], "no export format 'onx'; did you mean onnx?"),
         (["predict", "nowhere", "x"], "nowhere is not a run folder (no config.yaml in it)"),
         (["models", "convnxt_tiny"], "no network matches 'convnxt_tiny'; did you mean convnext_tiny?"),
     ],
 )  # fmt: skip
-def test_a_mistyped_command_is_one_sentence_and_exit_code_2(capsys, monkeypatch, tmp_path, arguments, message):
+def test_a_mistyped_command_is_one_sentence_and_exit_code_2(
+    capsys, monkeypatch, tmp_path, arguments, message
+):
     monkeypatch.chdir(tmp_path)
     code, out, err = said(capsys, *arguments)
     assert (code, out, err) == (2, "", message + "\n")
@@ -61,7 +66,9 @@ def test_check_reports_and_fails_on_unreadable_pictures(capsys, tmp_path):
     found = json.loads(out)
     assert code == 3
     assert found["samples"] == 13
-    assert ["a/broken.png"] in [problem["ids"] for problem in found["problems"] if problem["kind"] == "unreadable"]
+    assert ["a/broken.png"] in [
+        problem["ids"] for problem in found["problems"] if problem["kind"] == "unreadable"
+    ]
     code, out, _ = said(capsys, "check", str(tmp_path))
     assert code == 3
     assert "broken.png" in out
@@ -86,7 +93,9 @@ def test_whole_story(capsys, tmp_path, quick_plan):
 
 def test_models_lists_published_figures(capsys):
     _, text, _ = said(capsys, "models", "resnet50", "--json")
-    assert json.loads(text) == [{"name": "resnet50", "parameters": 25557032, "multiply_adds": 4.11e9, "size": 224}]
+    assert json.loads(text) == [
+        {"name": "resnet50", "parameters": 25557032, "multiply_adds": 4.11e9, "size": 224}
+    ]
 
 
 def test_convert_refuses_a_program_and_takes_it_with_trust(capsys, tmp_path):
@@ -114,6 +123,9 @@ def test_doctor_names_versions(capsys):
 
 
 def test_help_needs_no_torch():
-    code = "import sys; from omniconv.cli.main import run; run(['--help']); print([m for m in ('torch', 'numpy', 'pydantic', 'matplotlib', 'sklearn') if m in sys.modules])"  # fmt: skip
+    code = (
+        "import sys; from omniconv.cli.main import run; run(['--help']); "
+        "print([m for m in ('torch', 'numpy', 'pydantic', 'matplotlib', 'sklearn') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip().endswith("[]")

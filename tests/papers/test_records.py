@@ -31,6 +31,7 @@ def test_there_is_one_record_for_each_of_the_400_papers():
 
 def test_every_record_says_what_a_reader_needs():
     for record in ALL:
+        assert record.authors, record.slug
         assert 3 <= len(record.keywords) <= 8, record.slug
         assert record.summary.count(". ") + record.summary.endswith(".") >= 1, record.slug
         assert record.year is None or 1990 <= record.year <= 2026, record.slug

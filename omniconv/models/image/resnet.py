@@ -395,7 +395,9 @@ VARIANTS = {
     "resnet_test": _small(
         ResNetConfig((1, 2, 1), (8, 16, 24), bottleneck=False, stem="3x3", shortcut="pool", gate="eca")
     ),
-    "resnext_test": _small(ResNetConfig((1, 1), (16, 32), stem="deep", stem_width=8, cardinality=4, base_width=16, gate="se")),
+    "resnext_test": _small(
+        ResNetConfig((1, 1), (16, 32), stem="deep", stem_width=8, cardinality=4, base_width=16, gate="se")
+    ),
 }  # fmt: skip
 
 CIFAR_REFERENCE_NAMES = {"linear.": "fc."}
