@@ -1,9 +1,16 @@
 """Convolution in all its forms, for PyTorch."""
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
+from omniconv.core.version import __version__
+
+if TYPE_CHECKING:
+    from omniconv.core.errors import OmniconvError
+    from omniconv.models.factory import create_model, list_models
+    from omniconv.pipeline.api import check, fit, load
+    from omniconv.pipeline.run import Run
+
 
 # Public name -> module that defines it. Nothing is imported before it is used.
 _PUBLIC = {
@@ -20,7 +27,9 @@ _PACKAGES = (
     "learn", "compress", "inspect", "deploy", "pipeline", "testing", "papers",
 )  # fmt: skip
 
-__all__ = ["__version__", *_PUBLIC]
+__all__ = [
+    "OmniconvError", "Run", "__version__", "check", "create_model", "fit", "list_models", "load",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -9,10 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from omniconv import __version__
 from omniconv.cli.papers import app as papers_app
 from omniconv.core.errors import OmniconvError, UsageError
 from omniconv.core.units import parse_bytes, parse_seconds
+from omniconv.core.version import __version__
 
 __all__ = ["app", "run"]
 

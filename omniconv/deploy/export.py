@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from omniconv import __version__
 from omniconv.core.errors import RefusedError, UsageError
+from omniconv.core.version import __version__
 from omniconv.deploy.runtimes import FORMATS, Runner, open_exported, quiet, require
 from omniconv.layers.conv.reparam import reparameterize
 

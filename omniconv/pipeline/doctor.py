@@ -8,7 +8,7 @@ import shutil
 import sys
 from typing import Any
 
-from omniconv import __version__
+from omniconv.core.version import __version__
 
 __all__ = ["examine"]
 

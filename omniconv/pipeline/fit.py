@@ -15,11 +15,11 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from omniconv import __version__
 from omniconv.core.errors import DataError, OmniconvError, RefusedError, ResourceError, UsageError
 from omniconv.core.files import atomic_write
 from omniconv.core.seeds import derive
 from omniconv.core.units import seconds_text
+from omniconv.core.version import __version__
 from omniconv.core.weights import load_weights
 from omniconv.data.audit import audit
 from omniconv.data.batches import Batches

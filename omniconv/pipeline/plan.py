@@ -205,7 +205,7 @@ def make_plan(
         epochs = config.epochs
     else:
         assert seconds is not None
-        epochs = int(max(1, min(seconds / per_epoch, max(40, min(100, 1_500_000 // count)))))
+        epochs = int(max(1, min(seconds / per_epoch, max(40, min(60, 1_500_000 // count)))))
         reasons.append(f"{epochs} epochs of about {seconds_text(per_epoch)}")
     if symmetry is not None:
         reasons.append(

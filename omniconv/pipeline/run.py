@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from omniconv import __version__
 from omniconv.core.errors import DataError, UsageError
 from omniconv.core.files import atomic_write
+from omniconv.core.version import __version__
 from omniconv.core.weights import load_weights, read_header, save_weights
 from omniconv.data.preprocess import Preprocess
 from omniconv.data.schema import Schema

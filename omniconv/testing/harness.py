@@ -174,7 +174,7 @@ def module_gradients(
         inputs: floating ones are differentiated.
         call: what is called instead of the module itself, for example its compiled form.
     """
-    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]
+    leaves = [x.detach().clone().requires_grad_(x.is_floating_point()) for x in inputs]  # strides are kept
     module.zero_grad(set_to_none=True)
     with seeded(3):
         output = (module if call is None else call)(*leaves)

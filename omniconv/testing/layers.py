@@ -209,7 +209,7 @@ def samples_are_independent(case: Case) -> None:
 
 
 def channels_last(case: Case) -> None:
-    """A channels-last input gives the same values, in channels-last where the case says so."""
+    """A channels-last input gives the same values and gradients, in channels-last where the case says so."""
     if len(case.inputs[0]) != 4:
         return
     module = build(case)
@@ -221,6 +221,10 @@ def channels_last(case: Case) -> None:
     if case.channels_last and output.ndim == 4:
         kept = output.is_contiguous(memory_format=torch.channels_last)
         require(kept, "the output is not channels-last", "avoid reshape and view between N, C and H, W")
+    _, expected = module_gradients(build(case), inputs)
+    moved = build(case).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    _, gradients = module_gradients(moved, last)
+    require_equal_gradients(gradients, expected, "use strides nowhere", 1e-4)
 
 
 def non_contiguous(case: Case) -> None:

@@ -171,12 +171,13 @@ def samples_are_independent(name: str) -> None:
 
 
 def channels_last(name: str) -> None:
-    """In channels-last, network and images give the same logits."""
-    model, x = _make(name), _images(2, 3, 64, 96)
-    wanted = _evaluate(model, x)
+    """In channels-last, network and images give the same logits and gradients."""
+    model, x = _make(name).eval(), _images(2, 3, 64, 96)
+    wanted, expected = module_gradients(model, [x])
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    logits = _evaluate(model, x.contiguous(memory_format=torch.channels_last))
+    logits, gradients = module_gradients(model, [x.contiguous(memory_format=torch.channels_last)])
     require_equal(logits, wanted, "logits", "use reshape instead of view", 1e-4)
+    require_equal_gradients(gradients, expected, "use reshape instead of view", 1e-3)
 
 
 def finite_gradients(name: str) -> None:

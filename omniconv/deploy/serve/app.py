@@ -35,8 +35,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from omniconv import __version__
 from omniconv.core.errors import OmniconvError, ResourceError
+from omniconv.core.version import __version__
 from omniconv.data.decode import read_header, read_image
 from omniconv.deploy.serve.batcher import Batcher, Closed, QueueFull
 

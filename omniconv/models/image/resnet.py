@@ -10,7 +10,7 @@ raises `base_width`, SE and ECA put a gate before the addition. Parameter names 
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -248,7 +248,7 @@ class ResNet(Backbone):
         for module in self.modules():
             if isinstance(module, BasicBlock | Bottleneck):
                 last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-                nn.init.zeros_(last.weight)
+                nn.init.zeros_(last.get_parameter("weight"))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new classifier for `num_classes` in place; 0 leaves none."""
@@ -283,7 +283,7 @@ _d = partial(ResNetConfig, stem="deep", shortcut="pool")
 _t = partial(ResNetConfig, stem="tiered", shortcut="pool")
 _cifar = partial(ResNetConfig, stem="3x3", widths=(16, 32, 64), bottleneck=False, shortcut="pad")
 _pooled = partial(ResNetConfig, stem="3x3", bottleneck=False, shortcut="pool")
-_x32 = {"cardinality": 32, "base_width": 4}
+_x32: dict[str, Any] = {"cardinality": 32, "base_width": 4}
 
 
 def _row(config: ResNetConfig, params: float | None = None, macs: float | None = None, **more) -> Variant:

@@ -2,7 +2,9 @@
 to ConvNeXt-T changes the cost at every step as the paper says; trained alike, a ConvNeXt comes within a point
 of a ResNet of equal cost, or above it.
 
-The last part is at the scale of minutes: 32-pixel images and a few epochs, where the paper trains for 300.
+The last part is at the scale of minutes: 32-pixel images and a few epochs, where the paper trains for 300. Its
+first version compared a ConvNeXt of twice the ResNet's cost (40.0% against 35.5%), which the part about equal cost
+refused; the networks were then matched, with the paper's 4 x 4 stem.
 """
 
 import torch
@@ -135,9 +137,7 @@ def _depthwise(check: Check) -> None:
 
 def _learning(check: Check) -> None:
     def convnext() -> nn.Module:
-        return create_model(
-            "convnext_tiny", num_classes=10, depths=(2, 2, 2), widths=(48, 96, 192), patch_size=2
-        )
+        return create_model("convnext_tiny", num_classes=10, depths=(2, 2, 2), widths=(64, 128, 256))
 
     def resnet() -> nn.Module:
         return create_model("resnet20_cifar", num_classes=10, depths=(2, 2, 2), widths=(12, 24, 48))
