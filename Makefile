@@ -32,7 +32,6 @@ $(VENV)/.docs: $(VENV)/.dev
 demo: $(VENV)/.package
 	@rm -rf $(DEMO)
 	$(BIN)/omniconv fit digits --out $(DEMO)
-	@echo "report: $(CURDIR)/$(DEMO)/report.html"
 
 # Two processes with a thread each: more threads than cores would slow both.
 test: $(VENV)/.dev
