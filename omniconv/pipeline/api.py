@@ -4,6 +4,8 @@ import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch.distributed as dist
+
 from omniconv.core.config import closest
 from omniconv.core.errors import UsageError
 from omniconv.core.units import parse_bytes, parse_seconds
@@ -14,6 +16,7 @@ from omniconv.pipeline.check import check_data, open_labelled
 from omniconv.pipeline.config import FitConfig, Plan
 from omniconv.pipeline.fit import Fit, resumable
 from omniconv.pipeline.run import Run, new_run_folder
+from omniconv.pipeline.train import processes
 
 __all__ = ["check", "fit", "load", "resume", "start"]
 
@@ -110,9 +113,15 @@ def start(
         if name not in FORMATS:
             raise UsageError(f"no export format {name!r}{closest(name, list(FORMATS))}")
     data = open_labelled(config)
-    folder = new_run_folder(out)
-    config.save(folder / "config.yaml", comment="What was asked; `omniconv fit --resume` reads it.")
-    return Fit(Run(folder), data, on_event)()
+    with processes() as (rank, world):
+        folder = [""]
+        if rank == 0:
+            made = new_run_folder(out)
+            config.save(made / "config.yaml", comment="What was asked; `omniconv fit --resume` reads it.")
+            folder = [os.fspath(made)]
+        if world > 1:
+            dist.broadcast_object_list(folder)
+        return Fit(Run(folder[0]), data, on_event)()
 
 
 def resume(
@@ -120,7 +129,8 @@ def resume(
 ) -> Run:
     """Continue a stopped run, bit for bit as if it had not been stopped."""
     run = resumable(folder)
-    return Fit(run, open_labelled(run.config), on_event)()
+    with processes():
+        return Fit(run, open_labelled(run.config), on_event)()
 
 
 def load(folder: str | os.PathLike[str]) -> Run:

@@ -35,7 +35,7 @@ from omniconv.pipeline.config import Plan
 from omniconv.pipeline.evidence import explain_run, write_report
 from omniconv.pipeline.plan import make_plan
 from omniconv.pipeline.run import Run, model_header
-from omniconv.pipeline.train import Interrupted, Trainer, join_processes, rank_and_world
+from omniconv.pipeline.train import Interrupted, Trainer, rank_and_world
 from omniconv.tasks.base import Task
 from omniconv.tasks.factory import make_task
 
@@ -63,7 +63,6 @@ class Fit:
 
     def __init__(self, run: Run, data: ImageData, on_event: Event = lambda event: None) -> None:
         self.run, self.data, self.config, self.folder = run, data, run.config, run.path
-        join_processes()
         self.rank, self.world = rank_and_world()
         self.on_event = on_event if self.rank == 0 else lambda event: None
         self.device = device_of_this_process()

@@ -33,7 +33,7 @@ from omniconv.layers.norm.sync_batch_norm import synchronise_batch_norm
 from omniconv.pipeline.config import Plan
 from omniconv.tasks.base import Task
 
-__all__ = ["Interrupted", "Trainer", "join_processes", "make_optimizer", "rank_and_world", "schedule"]
+__all__ = ["Interrupted", "Trainer", "make_optimizer", "processes", "rank_and_world", "schedule"]
 
 CHECKPOINT_SECONDS = 30.0
 MAX_ROLLBACKS = 4
@@ -61,10 +61,17 @@ def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
     return torch.optim.AdamW(groups, plan.lr, betas=(0.9, 0.99))
 
 
-def join_processes() -> None:
-    """Join the other processes when torchrun started this one."""
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized():
+@contextmanager
+def processes() -> Iterator[tuple[int, int]]:
+    """Join the other processes if torchrun started this one, and leave them at the end; yields `rank_and_world`."""
+    joined = int(os.environ.get("WORLD_SIZE", 1)) > 1 and not dist.is_initialized()
+    if joined:
         dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    try:
+        yield rank_and_world()
+    finally:
+        if joined:
+            dist.destroy_process_group()
 
 
 def rank_and_world() -> tuple[int, int]:

@@ -14,7 +14,6 @@ import sys
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
 
 from omniconv.data.augment import AugmentConfig
 from omniconv.data.batches import Batches
@@ -22,13 +21,12 @@ from omniconv.data.preprocess import Preprocess
 from omniconv.data.sources import open_images
 from omniconv.models.factory import create_model
 from omniconv.pipeline.config import Plan
-from omniconv.pipeline.train import Trainer, join_processes
+from omniconv.pipeline.train import Trainer, processes
 from omniconv.tasks.factory import make_task
 
 torch.set_num_threads(1)
 folder, network = Path(sys.argv[1]), sys.argv[2]
 folder.mkdir(exist_ok=True)
-join_processes()
 augment = AugmentConfig(crop="pad", erase=0.25, mixup=0.2)
 plan = Plan(
     network=network, size=32, batch=64, epochs=2, optimizer="sgd", lr=0.02, ema=0.9, augment=augment
@@ -39,10 +37,8 @@ model = create_model(network, num_classes=10, in_chans=1, drop_rate=0.0, drop_pa
 train = Batches(data, range(128), plan.size, batch_size=64, seed=0)
 val = Batches(data, range(128, 192), plan.size, batch_size=64, seed=0)
 task = make_task("classification", data.schema.classes, smoothing=0.1)
-Trainer(model, Preprocess(32, [0.3], [0.3]), task, train, val, plan, seed=0, folder=folder).run()
-if dist.is_initialized():
-    dist.barrier()
-    dist.destroy_process_group()
+with processes():
+    Trainer(model, Preprocess(32, [0.3], [0.3]), task, train, val, plan, seed=0, folder=folder).run()
 """
 
 
@@ -119,3 +115,14 @@ def test_synchronised_batch_norm_is_batch_norm_with_one_process():
     synchronise_batch_norm(ours)
     torch.testing.assert_close(ours(x), plain(x))
     torch.testing.assert_close(ours.running_var, plain.running_var)
+
+
+def test_torchrun_makes_one_complete_run(tmp_path: Path, quick_plan: Path):
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m"]
+    arguments = ["omniconv", "fit", "digits", "--plan", str(quick_plan), "--export", "none"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*launcher, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert [path.name for path in (tmp_path / "runs").iterdir()] == ["001"]
+    assert (tmp_path / "runs" / "001" / "report.html").exists()
+    assert done.stdout.count("report:") == 1
