@@ -45,11 +45,26 @@ def images() -> torch.Tensor:
     return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
 
 
+def assert_agree(ours: torch.nn.Module, theirs: torch.nn.Module, images: torch.Tensor) -> None:
+    """Compare in float32; a network that amplifies rounding beyond the tolerance by itself, in float64 as well.
+
+    repvgg_d2se with random weights is such a network: the last bit of its input moves its output by a tenth.
+    """
+    expected = theirs(images)
+    found = gap(ours(images), expected)
+    if found <= TOLERANCE:
+        return
+    assert found <= gap(theirs(images * (1 + torch.finfo(torch.float32).eps)), expected)
+    assert gap(ours.double()(images.double()), theirs.double()(images.double())) <= 1e-9
+    ours.float()
+    theirs.float()
+
+
 @pytest.mark.parametrize("name", _names())
 @torch.no_grad()
 def test_parity(name: str, images: torch.Tensor) -> None:
     ours, theirs = _pair(name, images)
-    assert gap(ours.eval()(images[:1]), theirs.eval()(images[:1])) <= TOLERANCE
+    assert_agree(ours.eval(), theirs.eval(), images[:1])
     if sum(p.numel() for p in ours.parameters()) > SMALL:
         return
     state = {key: value.clone() for key, value in theirs.state_dict().items()}
