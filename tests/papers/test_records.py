@@ -113,7 +113,7 @@ def test_an_unknown_paper_is_a_usage_error_with_the_nearest(key, message):
         ("tier = 1", "tier = true", "023_convnext.toml: tier must be a whole number: got True"),
         ("tier = 1", "tier = 4", "023_convnext.toml: tier must be 1, 2 or 3"),
         ('check = "convnext"', "check = []", "023_convnext.toml: check must be a string: got []"),
-        ("deviations = []", "deviations = [1]", "023_convnext.toml: deviations must be a list of strings: "),
+        ("deviations = [", "deviations = [1, ", "023_convnext.toml: deviations must be a list of strings: "),
         ('kind = "backbone"', 'kind = "net"', "023_convnext.toml: kind must be one of backbone, "),
         ("number = 23", "number = 24", "023_convnext.toml: file name must be NNN_slug.toml"),
         ("number = 23", "number 23", "cannot read "),
