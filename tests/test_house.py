@@ -30,13 +30,13 @@ def _imported(statement: str) -> set[str]:
 
 def test_import_omniconv_is_light_and_silent():
     assert _imported("import omniconv").isdisjoint(
-        {*HEAVY, "numpy", "pydantic", "rich", "typer", "torchmetrics"}
+        {*HEAVY, "numpy", "pydantic", "rich", "typer"}
     )
 
 
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs():
     assert _imported("import omniconv.cli.main").isdisjoint(
-        {*HEAVY, "numpy", "pydantic", "torchmetrics", "jinja2"}
+        {*HEAVY, "numpy", "pydantic", "jinja2"}
     )
 
 
