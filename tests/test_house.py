@@ -29,15 +29,11 @@ def _imported(statement: str) -> set[str]:
 
 
 def test_import_omniconv_is_light_and_silent():
-    assert _imported("import omniconv").isdisjoint(
-        {*HEAVY, "numpy", "pydantic", "rich", "typer"}
-    )
+    assert _imported("import omniconv").isdisjoint({*HEAVY, "numpy", "pydantic", "rich", "typer"})
 
 
 def test_the_command_line_imports_nothing_heavy_before_a_command_runs():
-    assert _imported("import omniconv.cli.main").isdisjoint(
-        {*HEAVY, "numpy", "pydantic", "jinja2"}
-    )
+    assert _imported("import omniconv.cli.main").isdisjoint({*HEAVY, "numpy", "pydantic", "jinja2"})
 
 
 def test_listing_papers_needs_no_torch():
