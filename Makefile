@@ -52,5 +52,5 @@ docs: $(VENV)/.docs
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf docs/_build docs/papers docs/api build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf docs/_build docs/papers docs/api docs/benchmarks build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find omniconv tests -name __pycache__ -type d -prune -exec rm -rf {} +

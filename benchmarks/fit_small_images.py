@@ -69,9 +69,10 @@ def plain_loop(name: str, data: Path, seconds: float, seed: int = 0) -> dict:
 
     def step() -> None:
         chosen = torch.randint(len(y), (128,))
-        batch = x[chosen]
-        dy, dx = torch.randint(-4, 5, (2,)).tolist()
-        batch = F.pad(batch, (4, 4, 4, 4))[..., 4 + dy : 4 + dy + x.shape[2], 4 + dx : 4 + dx + x.shape[3]]
+        padded = F.pad(x[chosen], (4, 4, 4, 4))
+        corners = torch.randint(9, (128, 2)).tolist()
+        crops = zip(padded, corners, strict=True)
+        batch = torch.stack([p[:, i : i + x.shape[2], j : j + x.shape[3]] for p, (i, j) in crops])
         if flip:
             batch = torch.where(torch.rand(128, 1, 1, 1) < 0.5, batch.flip(3), batch)
         loss = nn.functional.cross_entropy(model(batch), y[chosen])

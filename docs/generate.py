@@ -1,5 +1,6 @@
-"""Writes docs/papers (one page a paper, from its record) and docs/api (one page a package) before a build."""
+"""Writes the pages of docs/papers, docs/api and docs/benchmarks before a build."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -170,12 +171,98 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
+def _small_images(results: dict[str, dict]) -> list[str]:
+    rows = []
+    for result in (result for name, result in results.items() if name.startswith("fit_")):
+        ours, plain = result["omniconv"], result["plain"]
+        low, high = ours["interval"]
+        rows.append(
+            f"| {result['subject'].removeprefix('fit ')} | {result['budget_seconds'] / 60:g} min "
+            f"| **{ours['accuracy']:.1f}%** ({low:.1f} to {high:.1f}) | {ours['network']}, "
+            f"{ours['epochs']} epochs | {plain['accuracy']:.1f}% | {plain['epochs']:.1f} epochs |"
+        )
+    return [
+        "## The main job on small pictures", "",
+        "`omniconv fit DATA --time T` against a ResNet-18 with a 3x3 stem in a plain PyTorch loop (SGD with "
+        "momentum, one cycle, shifts, mirrored pictures where they help), both for the same minutes on the same "
+        "two cores, one after the other. Test accuracy; the interval is that of the test set's size. "
+        "`python benchmarks/fit_small_images.py fashion-mnist 10m` and `... cifar10 15m`.", "",
+        "| data | time of each | omniconv | its network | plain ResNet-18 | its training |",
+        "| - | - | -: | - | -: | - |", *rows, "",
+    ]  # fmt: skip
+
+
+def _deployed(results: dict[str, dict]) -> list[str]:
+    if "deployed_forms" not in results:
+        return []
+    networks = results["deployed_forms"]["networks"]
+    forms = list(dict.fromkeys(form for rows in networks.values() for row in rows.values() for form in row))
+    lines = [
+        "## Deployed forms", "",
+        "How many times as fast as ONNX Runtime in float32 each form answers, preprocessing included; one process, "
+        "in turn, medians. Random weights, since time does not depend on them: whether int8 keeps the accuracy is "
+        "measured for each trained network when it is made. `python benchmarks/deployed_forms.py`.", "",
+        f"| network | pictures | {' | '.join(forms)} |", f"| - | -: |{' -: |' * len(forms)}",
+    ]  # fmt: skip
+    for name, rows in networks.items():
+        for batch, row in rows.items():
+            cells = [f"{row['onnxruntime'] / row[form]:.2f}" if form in row else "refused" for form in forms]
+            lines.append(f"| {_escape(name)} | {batch} | {' | '.join(cells)} |")
+    return [*lines, ""]
+
+
+def _depthwise(results: dict[str, dict]) -> list[str]:
+    lines = [
+        "## Depthwise convolutions", "",
+        "Training step (forward pass and both gradients) of `omniconv.ops.depthwise_conv` against plain PyTorch, each "
+        "in the better of its memory formats. Last column: how many times the floor ours takes, which is the time of "
+        "the multiplications at the rate of a matrix product here, or of the maps at the bandwidth of a copy. "
+        "Below 1.00 in the fourth column PyTorch is the faster one. `python benchmarks/depthwise_conv.py`.", "",
+    ]  # fmt: skip
+    for name in ("float32", "bfloat16"):
+        if (result := results.get(f"depthwise_conv_{name}")) is None:
+            continue
+        lines += [
+            f"### {name}", "", f"Geometric mean over {len(result['rows'])} cases: {result['geometric_mean']:.1f}.", "",
+            "| from | maps | kernel | times as fast | implementation | of the floor |", "| - | - | - | -: | - | -: |",
+        ]  # fmt: skip
+        for row in result["rows"]:
+            sizes = [" x ".join(map(str, row[name])) for name in ("shape", "kernel")]
+            sizes[1] += "".join(f", {name} {row[name]}" for name in ("stride", "dilation") if row[name] > 1)
+            ours = min(t for side, t in row["milliseconds"].items() if side.startswith("auto"))
+            lines.append(
+                f"| {row['network']} | {' | '.join(sizes)} "
+                f"| {row['speedup']:.2f} | {row['chosen']} | {ours / row['floor_ms']:.1f} |"
+            )
+        lines.append("")
+    return lines
+
+
+def benchmarks_page() -> str:
+    """Return the page of what the scripts in benchmarks/ measured last."""
+    folder = Path(__file__).parent.parent / "benchmarks" / "results"
+    results = {
+        file.stem: json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))
+    }
+    one = next(iter(results.values()))
+    return "\n".join(
+        [
+            "# Benchmarks", "",
+            "What users would run instead stands beside ours, in one process. Times of CPUs are given as ratios, "
+            f"for they tell more about the machine than about the code ({one['threads']} threads of "
+            f"{_escape(one['machine'])}, torch {one['torch']}).", "",
+            *_depthwise(results), *_small_images(results), *_deployed(results),
+        ]
+    )  # fmt: skip
+
+
 def main(docs: Path) -> None:
     """Write all generated pages; a page whose text is unchanged keeps its time, so Sphinx skips it."""
     pages = {f"papers/{r.number:03d}_{r.slug}.md": paper_page(r) for r in load_records()}
     pages["papers/index.md"] = papers_index()
+    pages["benchmarks/index.md"] = benchmarks_page()
     pages |= {f"api/{name}.md": text for name, text in api_pages().items()}
-    for folder in ("papers", "api"):
+    for folder in ("papers", "api", "benchmarks"):
         for old in (docs / folder).glob("*"):
             if f"{folder}/{old.name}" not in pages:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()
