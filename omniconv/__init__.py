@@ -7,6 +7,7 @@ from omniconv.core.version import __version__
 
 if TYPE_CHECKING:
     from omniconv.core.errors import OmniconvError
+    from omniconv.layers.conv.depthwise import accelerate, decelerate
     from omniconv.models.factory import create_model, list_models
     from omniconv.pipeline.api import check, fit, load
     from omniconv.pipeline.run import Run
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 # Public name -> module that defines it. Nothing is imported before it is used.
 _PUBLIC = {
     "OmniconvError": "omniconv.core.errors",
+    "accelerate": "omniconv.layers.conv.depthwise",
+    "decelerate": "omniconv.layers.conv.depthwise",
     "create_model": "omniconv.models.factory",
     "list_models": "omniconv.models.factory",
     "check": "omniconv.pipeline.api",
@@ -28,7 +31,8 @@ _PACKAGES = (
 )  # fmt: skip
 
 __all__ = [
-    "OmniconvError", "Run", "__version__", "check", "create_model", "fit", "list_models", "load",
+    "OmniconvError", "Run", "__version__", "accelerate", "check", "create_model", "decelerate", "fit",
+    "list_models", "load",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ __all__ = ["examine"]
 
 _OPTIONAL = {
     "export": ("onnx", "onnxscript", "onnxruntime"),
+    "fast": ("numba",),
     "openvino": ("openvino",),
     "serve": ("fastapi", "uvicorn", "multipart", "prometheus_client"),
     "tables": ("pandas", "pyarrow"),

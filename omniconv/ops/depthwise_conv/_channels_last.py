@@ -85,8 +85,6 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
         return f"it is for CPUs, not {x.device.type}"
     if x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
         return f"it is for float32 and float64, not {x.dtype} maps and {weight.dtype} kernels"
-    if torch.is_autocast_enabled("cpu"):
-        return "autocast is on"
     if _transformed():
         return "it knows no torch.func transform and no forward-mode gradient"
     return None

@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.ops.depthwise_conv import _channels_last, _torch
+from omniconv.ops.depthwise_conv import _channels_last, _direct, _torch
 from omniconv.ops.depthwise_conv.reference import reference
 from omniconv.ops.dispatch import Implementation, Table
 
@@ -68,6 +69,11 @@ def _prepare(
     padding: Sizes | str = 0,
     dilation: Sizes = 1,
 ) -> tuple[Tensor, Tensor, Tensor | None, tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
+    if x.device.type != "meta" and torch.is_autocast_enabled(x.device.type):
+        # As torch's own convolutions do.
+        low = torch.get_autocast_dtype(x.device.type)
+        x, weight = (t if t.dtype == torch.float64 else t.to(low) for t in (x, weight))
+        bias = bias if bias is None or bias.dtype == torch.float64 else bias.to(low)
     axes = weight.ndim - 2
     if axes not in (1, 2, 3) or x.ndim != weight.ndim:
         raise ValueError(
@@ -104,5 +110,6 @@ TABLE = Table(
     (
         Implementation("torch", _torch.run, _torch.supports, _torch.estimate),
         Implementation("channels_last", _channels_last.run, _channels_last.supports, _channels_last.estimate),
+        Implementation("direct", _direct.run, _direct.supports, _direct.estimate),
     ),
 )

@@ -4,6 +4,7 @@ from torch.nn import functional as F
 
 import omniconv.ops
 from omniconv.ops import depthwise_conv, explain
+from omniconv.ops.depthwise_conv import _direct
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -28,6 +29,12 @@ def test_equals_torchs_grouped_convolution(shape, kernel, multiplier, kwargs):
     torch.testing.assert_close(depthwise_conv(x, w, b, **kwargs), wanted, rtol=1e-4, atol=1e-5)
 
 
+@pytest.fixture
+def without_numba(monkeypatch):
+    monkeypatch.setattr(_direct, "_HAS_NUMBA", False)
+
+
+@pytest.mark.usefixtures("without_numba")
 def test_auto_takes_the_composition_for_large_kernels_in_training_only_where_it_gains():
     def chosen(size, channels, pixels, batch=8, grad=True, last=False, **kwargs):
         x = torch.empty(batch, channels, pixels, pixels)
@@ -44,6 +51,7 @@ def test_auto_takes_the_composition_for_large_kernels_in_training_only_where_it_
     assert chosen(13, 8, 8, batch=1) == "torch"  # too small to pay for the overhead
 
 
+@pytest.mark.usefixtures("without_numba")
 def test_auto_leaves_alone_what_was_not_measured():
     x, w = torch.empty(8, 64, 56, 56), torch.empty(64, 1, 5, 51, requires_grad=True)
     assert explain(depthwise_conv, x, w, padding="same").chosen == "torch"
@@ -85,7 +93,7 @@ def test_channels_last_refuses_low_precision_autocast_and_meta():
     )
     assert reason(x.to("meta"), w.to("meta")) == "it is for CPUs, not meta"
     with torch.autocast("cpu", torch.bfloat16):
-        assert reason(x, w) == "autocast is on"
+        assert reason(x, w) == reason(x.bfloat16(), w.bfloat16())
         assert depthwise_conv(x, w, padding=1).dtype == torch.bfloat16
 
 

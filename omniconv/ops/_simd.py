@@ -1,0 +1,260 @@
+"""Explicit vectors for numba, and kernels on all cores: what the direct convolutions are written with.
+
+A vector is 64 bytes: 16 numbers of float32 or 8 of float64, whatever registers the machine has; LLVM splits it
+where they are narrower. Maps of bfloat16 and float16 are computed in float32. Addresses and strides are bytes.
+
+Kernels run on torch's own OpenMP threads where torch has them, for a second pool of threads would fight with the
+first over the cores, and else on Python threads.
+"""
+
+import ctypes
+import threading
+from collections.abc import Callable
+from functools import cache
+from typing import Any
+
+import numpy as np
+import torch
+from llvmlite import ir
+from numba import cfunc, types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+VECTOR = 64
+"""Bytes of a vector."""
+
+_INT: Any = ir.IntType(64)
+# llvmlite has no types that a checker could follow.
+_TYPES: dict[torch.dtype, tuple[Any, Any]] = {
+    # How numbers are kept, and how they are computed with. LLVM's bfloat is missing from llvmlite.
+    torch.float32: (ir.FloatType(), ir.FloatType()),
+    torch.float64: (ir.DoubleType(), ir.DoubleType()),
+    torch.float16: (ir.HalfType(), ir.FloatType()),
+    torch.bfloat16: (ir.IntType(16), ir.FloatType()),
+}
+
+
+def lanes(dtype: torch.dtype) -> int:
+    """Return how many numbers a vector of the type that `dtype` is computed in has."""
+    return 8 if dtype == torch.float64 else 16
+
+
+def _at(builder: Any, address: Any, type: Any) -> Any:
+    return builder.inttoptr(address, type.as_pointer())
+
+
+def _load(builder: Any, address: Any, type: Any) -> Any:
+    return builder.load(_at(builder, address, type), align=1)
+
+
+def _store(builder: Any, value: Any, address: Any) -> None:
+    builder.store(value, _at(builder, address, value.type), align=1)
+
+
+def _like(type: Any, width: int) -> Any:
+    return ir.VectorType(type, width) if width > 1 else type
+
+
+def _constant(type: Any, value: float) -> Any:
+    if isinstance(type, ir.VectorType):
+        return ir.Constant(type, [value] * type.count)
+    return ir.Constant(type, value)
+
+
+def _widen(builder: Any, value: Any, dtype: torch.dtype, width: int) -> Any:
+    """Convert numbers as they are kept into numbers to compute with."""
+    if dtype == torch.float16:
+        return builder.fpext(value, _like(ir.FloatType(), width))
+    if dtype == torch.bfloat16:
+        whole = _like(ir.IntType(32), width)
+        bits = builder.shl(builder.zext(value, whole), _constant(whole, 16))
+        return builder.bitcast(bits, _like(ir.FloatType(), width))
+    return value
+
+
+def _narrow(builder: Any, value: Any, dtype: torch.dtype, width: int) -> Any:
+    """Convert back, rounding to nearest, ties to even."""
+    if dtype == torch.float16:
+        return builder.fptrunc(value, _like(ir.HalfType(), width))
+    if dtype == torch.bfloat16:
+        whole = _like(ir.IntType(32), width)
+        bits = builder.bitcast(value, whole)
+        upper = builder.lshr(bits, _constant(whole, 16))
+        odd = builder.and_(upper, _constant(whole, 1))
+        rounded = builder.lshr(
+            builder.add(bits, builder.add(odd, _constant(whole, 0x7FFF))), _constant(whole, 16)
+        )
+        # Rounding up could make an infinity of a NaN; one of its upper bits stays set instead.
+        quiet = builder.or_(upper, _constant(whole, 0x40))
+        isnan = builder.fcmp_unordered("uno", value, value)
+        return builder.trunc(builder.select(isnan, quiet, rounded), _like(ir.IntType(16), width))
+    return value
+
+
+def _void(count: int, body: Callable[[Any, Any], None]) -> Any:
+    """Make an intrinsic of `count` int64 arguments from a function that emits its code."""
+    parameters = ", ".join(f"a{index}" for index in range(count))
+    scope: dict[str, Any] = {"body": body, "types": types}
+    # numba reads the number of arguments off the signature.
+    exec(
+        f"def emit(typing, {parameters}):\n"
+        "    def codegen(context, builder, signature, args):\n"
+        "        body(builder, args)\n"
+        "        return context.get_dummy_value()\n"
+        f"    return types.void(*[types.int64] * {count}), codegen\n",
+        scope,
+    )
+    return intrinsic(scope["emit"])
+
+
+@cache
+def clear(dtype: torch.dtype) -> Any:
+    """Return `clear(address)`: one vector of zeros."""
+    vector = ir.VectorType(_TYPES[dtype][1], lanes(dtype))
+    return _void(1, lambda builder, args: _store(builder, ir.Constant(vector, None), args[0]))
+
+
+@cache
+def move(dtype: torch.dtype, *, load: bool, width: int) -> Any:
+    """Return `move(to, from)`: copy `width` numbers between maps and vectors, converting between their types.
+
+    Args:
+        dtype: of the maps.
+        load: from the maps into vectors, or back.
+        width: 1, or all lanes.
+    """
+    kept, computed = (_like(type, width) for type in _TYPES[dtype])
+
+    def body(builder: Any, args: Any) -> None:
+        to, source = args
+        if load:
+            value = _widen(builder, _load(builder, source, kept), dtype, width)
+        else:
+            value = _narrow(builder, _load(builder, source, computed), dtype, width)
+        _store(builder, value, to)
+
+    return _void(2, body)
+
+
+_LOOPS = 13
+"""How many arguments the innermost loops take."""
+
+
+@cache
+def accumulate(dtype: torch.dtype, count: int, spacing: int, *, keep: bool) -> Any:
+    r"""Return the compiled innermost loops of the direct convolutions, to be called with `call_accumulate`.
+
+    `(sums, start, a, b, n0, a0, b0, n1, a1, b1, n2, a2, b2)` computes `count` vectors that lie side by side
+
+    .. math:: \mathrm{sums}_k = \mathrm{start} + \sum_{i,j,l} a_{i,j,l,k} \, b_{i,j,l}
+
+    where a moves by a0, a1 and a2 bytes with i < n0, j < n1 and l < n2, and by `spacing` with k, and b by b0, b1
+    and b2. The sums stay in registers all the while: forwards they are neighbouring pixels, a the maps and b the
+    kernel; for the kernel's gradient they are neighbouring taps and b the gradient of the output.
+
+    It is compiled by itself, for every `count` and `spacing` in a moment, so that the kernels around it are compiled
+    once.
+
+    Args:
+        dtype: what is computed in, float32 or float64.
+        count: sums, at most as many as there are registers.
+        spacing: bytes.
+        keep: whether the sums go on from what is in memory; `start` is not read then.
+    """
+    vector = ir.VectorType(_TYPES[dtype][1], lanes(dtype))
+    name = f"llvm.fma.v{lanes(dtype)}f{512 // lanes(dtype)}"
+
+    def body(builder: Any, args: Any) -> None:
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        sums, start, a, b, *loops = args
+        registers = [cgutils.alloca_once(builder, vector) for _ in range(count)]
+        places = [builder.add(sums, ir.Constant(_INT, VECTOR * k)) for k in range(count)]
+        first = None if keep else _load(builder, start, vector)
+        for register, place in zip(registers, places, strict=True):
+            builder.store(_load(builder, place, vector) if first is None else first, register)
+
+        def nest(a: Any, b: Any, loops: list[Any]) -> None:
+            if loops:
+                number, of_a, of_b, *inner = loops
+                with cgutils.for_range(builder, number, intp=_INT) as loop:
+                    nest(
+                        builder.add(a, builder.mul(loop.index, of_a)),
+                        builder.add(b, builder.mul(loop.index, of_b)),
+                        inner,
+                    )
+                return
+            factor = _load(builder, b, vector)
+            for k, register in enumerate(registers):
+                other = _load(builder, builder.add(a, ir.Constant(_INT, spacing * k)), vector)
+                builder.store(builder.call(fma, [other, factor, builder.load(register)]), register)
+
+        nest(a, b, loops)
+        for register, place in zip(registers, places, strict=True):
+            _store(builder, builder.load(register), place)
+
+    run = _void(_LOOPS, body)
+
+    @cfunc(types.void(*[types.int64] * _LOOPS))
+    def loops(sums, start, a, b, n0, a0, b0, n1, a1, b1, n2, a2, b2):
+        run(sums, start, a, b, n0, a0, b0, n1, a1, b1, n2, a2, b2)
+
+    return loops
+
+
+def _emit_call(builder: Any, args: Any) -> None:
+    loops, *others = args
+    function = ir.FunctionType(ir.VoidType(), [_INT] * _LOOPS)
+    builder.call(builder.inttoptr(loops, function.as_pointer()), others)
+
+
+call_accumulate: Any = _void(_LOOPS + 1, _emit_call)
+"""Call what `accumulate` returned, given its address and its arguments."""
+
+
+def _atomic_next(typing, address):
+    """Return the int64 at `address` and add one to it, at once for all threads."""
+
+    def codegen(context, builder, signature, args):
+        return builder.atomic_rmw("add", _at(builder, args[0], _INT), ir.Constant(_INT, 1), "monotonic")
+
+    return types.int64(types.int64), codegen
+
+
+atomic_next: Any = intrinsic(_atomic_next)
+
+
+@cache
+def _openmp() -> Any:
+    """Return the entry point of torch's OpenMP library, or None where it is another than GNU's."""
+    try:
+        entry = ctypes.CDLL("libgomp.so.1").GOMP_parallel
+    except (OSError, AttributeError):
+        return None
+    entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
+    entry.restype = None
+    return entry
+
+
+def run_parallel(kernel: Any, arguments: list[int], threads: int) -> None:
+    """Call a compiled kernel once a thread, each with the same table of arguments.
+
+    Args:
+        kernel: a `numba.cfunc` that takes the table's address; element 0 is a counter from which each call draws
+            its number with `atomic_next`.
+        arguments: the table from element 1 on.
+        threads: how many calls.
+    """
+    table = np.array([0, *arguments], np.int64)
+    if threads == 1:
+        kernel.ctypes(table.ctypes.data)
+    elif (entry := _openmp()) is not None:
+        entry(kernel.address, table.ctypes.data, threads, 0)
+    else:
+        others = [
+            threading.Thread(target=kernel.ctypes, args=(table.ctypes.data,)) for _ in range(threads - 1)
+        ]
+        for thread in others:
+            thread.start()
+        kernel.ctypes(table.ctypes.data)
+        for thread in others:
+            thread.join()

@@ -1,0 +1,308 @@
+"""Direct loops over vectors of channels, for CPUs: any number of axes, stride, dilation, padding and type.
+
+Every gradient is one of two sums. The convolution of a map whose pixels lie `gap` apart,
+
+    y[n, c, o] = sum over u of  w[c, u] X[n, c, stride o + dilation u - padding],   X[gap i] = x[i], else 0,
+
+has as its gradient with respect to x another one with stride and gap exchanged and the kernel flipped, and with
+respect to w
+
+    dw[c, u] = sum over n, o of  X[n, c, stride o + dilation u - padding] g[n, c, o],
+
+whose own gradients are convolutions again. So derivatives of every order run on these two kernels.
+"""
+
+import math
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from omniconv.ops.depthwise_conv._channels_last import _transformed
+from omniconv.ops.depthwise_conv._torch import needs_grad
+
+_HAS_NUMBA = find_spec("numba") is not None
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+# A map in a buffer should stay in the second cache of a core.
+_BUFFER_BYTES = 1 << 20
+# More sums would not fit into 32 registers beside the operands; fewer wait for one another.
+_MOST_SUMS = 14
+# Below this many multiplications a second thread costs more than it does.
+_WORTH_A_THREAD = 100_000
+
+
+def _even(size: int, most: int) -> int:
+    """Return the largest part when `size` is cut into as few parts of at most `most` as will do."""
+    return math.ceil(size / math.ceil(size / most))
+
+
+class _Layout:
+    """The three axes of a call in the order in which the kernels run over them, and how they are cut into tiles."""
+
+    def __init__(
+        self,
+        x: Tensor,
+        out: Sequence[int],
+        kernel: Sequence[int],
+        stride: Sequence[int],
+        padding: Sequence[int],
+        dilation: Sequence[int],
+        gap: Sequence[int],
+    ) -> None:
+        real = len(kernel)
+        # The registers run along the last axis: it should have the longest kernel, then the most pixels.
+        order = sorted(range(real), key=lambda axis: (kernel[axis], out[axis], axis))
+        self.order = [None] * (3 - real) + order
+        values = (x.shape[2:], out, kernel, stride, padding, dilation, gap)
+        missing = (1, 1, 1, 1, 0, 1, 1)
+        self.axes: list[list[int]] = [
+            list(missing) if axis is None else [int(value[axis]) for value in values] for axis in self.order
+        ]
+        self.tiles = [1, 1, 1]
+        while self._box() * 64 > _BUFFER_BYTES:
+            # Tiles overlap by the extent of the kernel, so cut where that is the smallest share.
+            shares = [
+                (axis[1] / tiles) * axis[3] / ((axis[2] - 1) * axis[5] + 1)
+                for axis, tiles in zip(self.axes, self.tiles, strict=True)
+            ]
+            best = max(range(3), key=lambda axis: shares[axis])
+            if shares[best] < 2 or self.axes[best][1] < 2 * self.tiles[best]:
+                break
+            self.tiles[best] *= 2
+
+    def _extent(self, axis: int) -> int:
+        _, out, kernel, stride, _, dilation, _ = self.axes[axis]
+        return (math.ceil(out / self.tiles[axis]) - 1) * stride + (kernel - 1) * dilation + 1
+
+    def _box(self) -> int:
+        """Return the pixels of the largest box that a tile reads, rows padded."""
+        rows = [min(self.axes[axis][0], self._extent(axis) // self.axes[axis][6] + 2) for axis in (0, 1)]
+        return rows[0] * rows[1] * self._extent(2)
+
+    def outputs(self) -> int:
+        """Return the outputs of the largest tile."""
+        return math.prod(
+            math.ceil(axis[1] / tiles) for axis, tiles in zip(self.axes, self.tiles, strict=True)
+        )
+
+    def scratch(self) -> int:
+        """Return the bytes of scratch memory that a thread needs."""
+        return 64 * (self._box() + self.outputs() + self.axes[2][1] + 8)
+
+    def strides(self, t: Tensor) -> list[int]:
+        """Return a map's strides in bytes: samples, channels, axes."""
+        size = t.element_size()
+        spatial = [0 if axis is None else t.stride(2 + axis) * size for axis in self.order]
+        return [t.stride(0) * size, t.stride(1) * size, *spatial]
+
+    def fields(self) -> list[int]:
+        """Return what the kernels' table says of the axes."""
+        return [value for axis, tiles in zip(self.axes, self.tiles, strict=True) for value in (*axis, tiles)]
+
+    def permuted(self, weight: Tensor) -> Tensor:
+        """Return a weight (C, 1, *K) as (C, K0, K1, K2)."""
+        axes = [axis for axis in self.order if axis is not None]
+        shape = [axis[2] for axis in self.axes]
+        return weight[:, 0].permute(0, *(1 + axis for axis in axes)).reshape(weight.shape[0], *shape)
+
+
+def _threads(work: float) -> int:
+    return max(1, min(torch.get_num_threads(), int(work / _WORTH_A_THREAD) + 1))
+
+
+def _last_format(x: Tensor) -> torch.memory_format | None:
+    """Return the channels-last format that `x` is in, or None."""
+    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
+    return last if last is not None and x.is_contiguous(memory_format=last) else None
+
+
+def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
+    """Return an empty map in the type and memory format of `x`."""
+    form = _last_format(x) or torch.contiguous_format
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
+
+
+@torch.library.custom_op("omniconv::depthwise_convolve", mutates_args=(), device_types="cpu")
+def _convolve(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    gap: Sequence[int],
+) -> Tensor:
+    from omniconv.ops._simd import VECTOR, accumulate, lanes, run_parallel
+    from omniconv.ops.depthwise_conv._direct_kernels import convolve_kernel
+
+    n, channels = x.shape[:2]
+    layout = _Layout(x, size, weight.shape[2:], stride, padding, dilation, gap)
+    y = _empty(x, (n, channels, *size))
+    if y.numel() == 0:
+        return y
+    width = lanes(x.dtype)
+    taps = layout.permuted(weight).flatten(1).to(torch.float64 if width == 8 else torch.float32)
+    blocks = math.ceil(channels / width)
+    packed = F.pad(taps, (0, 0, 0, blocks * width - channels))
+    packed = packed.reshape(blocks, width, -1).transpose(1, 2).contiguous()
+    start = packed.new_zeros(blocks * width)
+    if bias is not None:
+        start[:channels] = bias
+    last = layout.axes[2]
+    count = _even(last[1] // layout.tiles[2], _MOST_SUMS)
+    loops = accumulate(packed.dtype, count, last[3] * VECTOR, keep=False)
+    threads = _threads(y.numel() * taps.shape[1])
+    scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
+    table = [
+        threads, scratch.data_ptr(), layout.scratch(), n, channels, 1,
+        x.data_ptr(), *layout.strides(x), y.data_ptr(), *layout.strides(y),
+        packed.data_ptr(), start.data_ptr(), loops.address, count, *layout.fields(),
+    ]  # fmt: skip
+    run_parallel(convolve_kernel(x.dtype), table, threads)
+    return y
+
+
+@torch.library.custom_op("omniconv::depthwise_weight", mutates_args=(), device_types="cpu")
+def _weight(
+    x: Tensor,
+    grad: Tensor,
+    kernel: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    gap: Sequence[int],
+) -> Tensor:
+    from omniconv.ops._simd import VECTOR, accumulate, lanes, run_parallel
+    from omniconv.ops.depthwise_conv._direct_kernels import weight_kernel
+
+    n, channels = x.shape[:2]
+    width = lanes(x.dtype)
+    layout = _Layout(x, grad.shape[2:], kernel, stride, padding, dilation, gap)
+    last = layout.axes[2]
+    real = last[2]
+    count = _even(real, _MOST_SUMS - 2)
+    last[2] = math.ceil(real / count) * count
+    blocks = math.ceil(channels / width)
+    threads = _threads(grad.numel() * math.prod(kernel)) if grad.numel() else 1
+    # Few blocks are cut along the samples too; the number of parts depends on nothing but sizes and threads, so
+    # that the sums are the same bit for bit every time.
+    parts = max(1, min(n * math.prod(layout.tiles), threads if blocks % threads else 1))
+    shape = [parts, blocks, layout.axes[0][2], layout.axes[1][2], last[2], width]
+    sums = torch.empty(shape, dtype=torch.float64 if width == 8 else torch.float32)
+    loops = accumulate(sums.dtype, count, last[5] * VECTOR, keep=True)
+    scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
+    table = [
+        threads, scratch.data_ptr(), layout.scratch(), n, channels, parts,
+        x.data_ptr(), *layout.strides(x), grad.data_ptr(), *layout.strides(grad),
+        sums.data_ptr(), 0, loops.address, count, *layout.fields(),
+    ]  # fmt: skip
+    run_parallel(weight_kernel(x.dtype), table, threads)
+    taps = sums.sum(0)[..., :real, :].movedim(-1, 1).flatten(0, 1)[:channels]
+    axes = [axis for axis in layout.order if axis is not None]
+    inverse = [axes.index(axis) for axis in range(len(axes))]
+    found = taps.reshape(channels, *(kernel[axis] for axis in axes)).permute(
+        0, *(1 + axis for axis in inverse)
+    )
+    return found.unsqueeze(1).to(x.dtype).contiguous()
+
+
+@_convolve.register_fake
+def _(x, weight, bias, size, stride, padding, dilation, gap):
+    return _empty(x, (*x.shape[:2], *size))
+
+
+@_weight.register_fake
+def _(x, grad, kernel, stride, padding, dilation, gap):
+    return x.new_empty((x.shape[1], 1, *kernel))
+
+
+def _flip(weight: Tensor) -> Tensor:
+    return weight.flip(tuple(range(2, weight.ndim)))
+
+
+def _mirrored(padding: Sequence[int], dilation: Sequence[int], kernel: Sequence[int]) -> list[int]:
+    """Return the padding of the convolution that is the gradient of another one's input."""
+    return [d * (k - 1) - p for p, d, k in zip(padding, dilation, kernel, strict=True)]
+
+
+def _save_convolve(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.sizes = inputs[4:]
+
+
+def _backward_convolve(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    (x, weight), (stride, padding, dilation, gap) = ctx.saved_tensors, ctx.sizes
+    kernel = weight.shape[2:]
+    of_x = of_weight = of_bias = None
+    if ctx.needs_input_grad[0]:
+        mirrored = _mirrored(padding, dilation, kernel)
+        of_x = _convolve(grad, _flip(weight), None, x.shape[2:], gap, mirrored, dilation, stride)
+    if ctx.needs_input_grad[1]:
+        of_weight = _weight(x, grad, kernel, stride, padding, dilation, gap)
+    if ctx.needs_input_grad[2]:
+        of_bias = grad.sum((0, *range(2, grad.ndim)))
+    return of_x, of_weight, of_bias, None, None, None, None, None
+
+
+def _save_weight(ctx: Any, inputs: Any, output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:2])
+    ctx.sizes = inputs[2:]
+
+
+def _backward_weight(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:
+    (x, grad), (kernel, stride, padding, dilation, gap) = ctx.saved_tensors, ctx.sizes
+    of_x = of_grad = None
+    if ctx.needs_input_grad[0]:
+        mirrored = _mirrored(padding, dilation, kernel)
+        of_x = _convolve(grad, _flip(change), None, x.shape[2:], gap, mirrored, dilation, stride)
+    if ctx.needs_input_grad[1]:
+        of_grad = _convolve(x, change, None, grad.shape[2:], stride, padding, dilation, gap)
+    return of_x, of_grad, None, None, None, None, None
+
+
+_convolve.register_autograd(_backward_convolve, setup_context=_save_convolve)
+_weight.register_autograd(_backward_weight, setup_context=_save_weight)
+
+
+def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:
+    """Compute with the direct kernels."""
+    multiplier = weight.shape[0] // x.shape[1]
+    if multiplier > 1:
+        last = _last_format(x)
+        x = x.repeat_interleave(multiplier, 1)
+        x = x if last is None else x.contiguous(memory_format=last)
+    size = [
+        (s + 2 * p - d * (k - 1) - 1) // step + 1
+        for s, p, d, k, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
+    ]
+    if min(size) < 1:
+        raise ValueError(
+            f"the kernel must fit into the padded map: got kernel {tuple(weight.shape[2:])}, dilation {dilation}, "
+            f"map {tuple(x.shape[2:])} and padding {padding}"
+        )
+    return _convolve(x, weight, bias, size, stride, padding, dilation, [1] * len(size))
+
+
+def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:
+    """Return None, or why the call cannot be computed here."""
+    if not _HAS_NUMBA:
+        return "numba is not installed (pip install 'omniconv[fast]')"
+    if x.device.type != "cpu":
+        return f"it is for CPUs, not {x.device.type}"
+    if x.dtype not in _DTYPES or weight.dtype != x.dtype:
+        return f"maps and kernels must be of one floating type, not {x.dtype} and {weight.dtype}"
+    if _transformed():
+        return "it knows no torch.func transform and no forward-mode gradient"
+    return None
+
+
+def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:
+    """Return about how many seconds the call takes: its overhead, its maps and its multiplications."""
+    outputs = x.shape[0] * weight.shape[0] * math.prod(x.shape[2:]) // math.prod(stride)
+    pixels, taps = x.numel() + outputs, outputs * math.prod(weight.shape[2:])
+    once = 6e-5 + 3e-10 * pixels + taps / 1.2e11
+    return 3 * once if needs_grad(x, weight) else once

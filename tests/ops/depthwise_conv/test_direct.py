@@ -1,0 +1,144 @@
+"""The direct kernels against torch's own convolution in double precision."""
+
+import random
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from omniconv.ops import _simd, depthwise_conv
+from omniconv.ops.depthwise_conv import _direct
+
+CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+def draw_call(seed):
+    """Return maps, a kernel and sizes drawn at random, all of which torch accepts."""
+    draw = random.Random(seed)
+    axes = draw.choice((1, 2, 2, 2, 3))
+    channels, multiplier = draw.choice((1, 3, 8, 16, 19, 33)), draw.choice((1, 1, 1, 2))
+    most = {1: 40, 2: 17, 3: 9}[axes]
+    while True:
+        size = [draw.randint(1, most) for _ in range(axes)]
+        kernel = [draw.randint(1, 7) for _ in range(axes)]
+        stride, padding, dilation = ([draw.randint(low, 3) for _ in range(axes)] for low in (1, 0, 1))
+        # Padding beyond the kernel too: there the gradient is a convolution with less than no padding.
+        padding = [p + draw.choice((0, 0, 5)) for p in padding]
+        extents = [d * (k - 1) + 1 for d, k in zip(dilation, kernel, strict=True)]
+        if all(s + 2 * p >= e for s, p, e in zip(size, padding, extents, strict=True)):
+            break
+    torch.manual_seed(seed)
+    x = torch.randn(draw.randint(1, 3), channels, *size, dtype=torch.float64)
+    w = torch.randn(channels * multiplier, 1, *kernel, dtype=torch.float64)
+    if axes == 2 and draw.random() < 0.5:
+        x = x.contiguous(memory_format=torch.channels_last)
+    return x, w, {"stride": tuple(stride), "padding": tuple(padding), "dilation": tuple(dilation)}
+
+
+def differentiate(function, x, w):
+    x, w = x.detach().requires_grad_(), w.detach().requires_grad_()
+    y = function(x, w)
+    g = torch.randn(y.shape, dtype=y.dtype, generator=torch.Generator().manual_seed(1))
+    return [y.detach(), *torch.autograd.grad(y, (x, w), g)]
+
+
+def check(x, w, how, tolerance=1e-12):
+    wanted = differentiate(lambda x, w: CONV[x.ndim - 2](x, w, groups=x.shape[1], **how), x, w)
+    got = differentiate(lambda x, w: depthwise_conv(x, w, **how, impl="direct"), x, w)
+    for one, other in zip(got, wanted, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance * float(other.abs().max() + 1))
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_any_call_equals_torchs_convolution(seed):
+    check(*draw_call(seed))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_maps_cut_into_tiles_give_the_same(seed, monkeypatch):
+    monkeypatch.setattr(_direct, "_BUFFER_BYTES", 2000)
+    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    x, w, how = draw_call(seed)
+    layout = _direct._Layout(
+        x, x.shape[2:], w.shape[2:], how["stride"], how["padding"], how["dilation"], [1] * 3
+    )
+    assert x[0, 0].numel() < 200 or max(layout.tiles) > 1
+    check(x, w, how)
+
+
+def test_float32_kernels_of_31_taps_a_side():
+    x = torch.randn(2, 20, 28, 30).contiguous(memory_format=torch.channels_last)
+    check(x, torch.randn(20, 1, 31, 31), {"padding": 15}, 2e-5)
+    check(torch.randn(2, 20, 200), torch.randn(20, 1, 31), {"padding": 15}, 2e-5)
+
+
+def test_python_threads_do_where_torch_has_no_gnu_openmp(monkeypatch):
+    monkeypatch.setattr(_simd, "_openmp", lambda: None)
+    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    check(
+        torch.randn(3, 40, 12, 9, dtype=torch.float64),
+        torch.randn(40, 1, 5, 3, dtype=torch.float64),
+        {"padding": 2},
+    )
+
+
+def test_sums_are_the_same_bit_for_bit_every_time(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    x, w = torch.randn(6, 24, 30, 30), torch.randn(24, 1, 7, 7)
+
+    def run():
+        return differentiate(lambda x, w: depthwise_conv(x, w, padding=3, impl="direct"), x, w)
+
+    first = run()
+    for _ in range(5):
+        for one, other in zip(first, run(), strict=True):
+            assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_low_precision_is_float32_rounded_once(dtype):
+    x, w = torch.randn(2, 19, 9, 11).to(dtype), torch.randn(19, 1, 5, 5).to(dtype)
+    x[0, 0, 0, 0], x[0, 1, 0, 0], x[0, 2, 3, 3] = float("inf"), float("nan"), torch.finfo(dtype).max
+    for maps in (x, x.contiguous(memory_format=torch.channels_last)):
+        got = depthwise_conv(maps, w, padding=2, impl="direct")
+        exact = depthwise_conv(maps.float(), w.float(), padding=2, impl="direct")
+        assert got.dtype == dtype
+        torch.testing.assert_close(got, exact.to(dtype), rtol=0, atol=0, equal_nan=True)
+
+
+def test_gradients_that_are_no_plain_maps():
+    x = torch.randn(2, 5, 8, 8, dtype=torch.float64, requires_grad=True)
+    w = torch.randn(5, 1, 3, 3, dtype=torch.float64, requires_grad=True)
+    # The gradient of a sum is one number, expanded: all its strides are zero.
+    got = torch.autograd.grad(depthwise_conv(x, w, padding=1, impl="direct").sum(), (x, w))
+    wanted = torch.autograd.grad(F.conv2d(x, w, padding=1, groups=5).sum(), (x, w))
+    for one, other in zip(got, wanted, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_kernels_that_do_not_fit_are_refused():
+    with pytest.raises(
+        ValueError,
+        match=r"must fit into the padded map: got kernel \(5, 3\), dilation \(1, 1\), map \(4, 9\)",
+    ):
+        depthwise_conv(torch.ones(1, 2, 4, 9), torch.ones(2, 1, 5, 3), padding=(0, 1), impl="direct")
+
+
+def test_empty_batches_stay_empty():
+    x, w = torch.empty(0, 4, 6, 6, requires_grad=True), torch.randn(4, 1, 3, 3, requires_grad=True)
+    y = depthwise_conv(x, w, padding=1, impl="direct")
+    assert y.shape == (0, 4, 6, 6)
+    of_x, of_w = torch.autograd.grad(y.sum(), (x, w))
+    assert of_x.shape == x.shape
+    assert torch.equal(of_w, torch.zeros_like(w))
+
+
+def test_says_what_it_needs(monkeypatch):
+    x, w = torch.ones(1, 2, 5, 5), torch.ones(2, 1, 3, 3)
+    monkeypatch.setattr(_direct, "_HAS_NUMBA", False)
+    with pytest.raises(ValueError, match=r"numba is not installed \(pip install 'omniconv\[fast\]'\)"):
+        depthwise_conv(x, w, impl="direct")
+    assert depthwise_conv(x, w).shape == (1, 2, 3, 3)
