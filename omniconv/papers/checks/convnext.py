@@ -2,10 +2,13 @@
 to ConvNeXt-T changes the cost at every step as the paper says; trained alike, a ConvNeXt comes within a point
 of a ResNet of equal cost, or above it.
 
-The last part is at the scale of minutes: 32-pixel images and a few epochs, where the paper trains for 300. Its
-first version compared a ConvNeXt of twice the ResNet's cost (40.0% against 35.5%), which the part about equal cost
-refused; the networks were then matched, with the paper's 4 x 4 stem.
+The last part is at the scale of minutes: 32-pixel images and a few epochs, where the paper trains for 300. Of its
+two ConvNeXts, that with the 2 x 2 stem was designed before anything was measured. That with the paper's 4 x 4 stem
+came after a first comparison at unequal cost (40.0% against 35.5%), which the part about equal cost refused.
 """
+
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +50,10 @@ LAYOUT_ERROR = 1e-5
 LOOP_ERROR = 1e-5
 COST_MISMATCH = 0.05
 POINTS = 1.0
+DESIGNS = {
+    "ConvNeXt with a 2 x 2 stem": {"widths": (32, 64, 128), "patch_size": 2},
+    "ConvNeXt with a 4 x 4 stem": {"widths": (64, 128, 256)},
+}
 SEEDS = (0, 1)
 EPOCHS = 1.5
 
@@ -136,33 +143,35 @@ def _depthwise(check: Check) -> None:
 
 
 def _learning(check: Check) -> None:
-    def convnext() -> nn.Module:
-        return create_model("convnext_tiny", num_classes=10, depths=(2, 2, 2), widths=(64, 128, 256))
-
-    def resnet() -> nn.Module:
-        return create_model("resnet20_cifar", num_classes=10, depths=(2, 2, 2), widths=(12, 24, 48))
-
-    ours, theirs = (count_cost(make(), (3, 32, 32)).macs for make in (convnext, resnet))
-    check.require(
-        "cost of the small ConvNeXt off that of the ResNet by", abs(ours / theirs - 1), "<=", COST_MISMATCH
+    networks: dict[str, Callable[[], nn.Module]] = {
+        name: partial(create_model, "convnext_tiny", num_classes=10, depths=(2, 2, 2), **options)
+        for name, options in DESIGNS.items()
+    }
+    networks["ResNet"] = partial(
+        create_model, "resnet20_cifar", num_classes=10, depths=(2, 2, 2), widths=(12, 24, 48)
     )
+    macs = {name: count_cost(make(), (3, 32, 32)).macs for name, make in networks.items()}
+    for name in DESIGNS:
+        off = abs(macs[name] / macs["ResNet"] - 1)
+        check.require(f"cost of the small {name} off that of the ResNet by", off, "<=", COST_MISMATCH)
     train, test = small.cifar10()
-    scores: dict[str, list[float]] = {"convnext": [], "resnet": []}
+    scores: dict[str, list[float]] = {name: [] for name in networks}
     for seed in SEEDS:
-        for name, make in (("convnext", convnext), ("resnet", resnet)):
+        for name, make in networks.items():
             torch.manual_seed(seed)
             model = make()
             small.train(model, train, epochs=EPOCHS, seed=seed)
             scores[name].append(small.accuracy(model, test))
-    ours, baseline = (sum(values) / len(values) for values in scores.values())
-    check.require(
-        "accuracy on CIFAR-10, against a ResNet of equal cost less a point",
-        ours,
-        ">=",
-        baseline - POINTS,
-        baseline=baseline,
-        unit="%",
-    )
+    means = {name: sum(values) / len(values) for name, values in scores.items()}
+    for name in DESIGNS:
+        check.require(
+            f"accuracy of the {name} on CIFAR-10, against a ResNet of equal cost less a point",
+            means[name],
+            ">=",
+            means["ResNet"] - POINTS,
+            baseline=means["ResNet"],
+            unit="%",
+        )
 
 
 def run(check: Check) -> None:

@@ -1,11 +1,13 @@
 """A gate that sees its channel's k neighbours through one kernel of k weights costs 80 parameters in ResNet-50,
 and helps as a gate of squeeze-and-excitation does with fifty times the parameters.
 
-Kernels and totals are those of the paper's section 3 and of the row.
+Kernels and totals are those of the paper's section 3. The small training sees Fashion-MNIST averaged to 14 x 14
+pixels, which quarters its cost, with the same recipe and seeds for both networks.
 """
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from omniconv.core.seeds import derive
 from omniconv.design.cost import count_cost
@@ -82,9 +84,10 @@ def permuted_difference(channels: int = 32) -> dict[str, float]:
 def make_network(seed: int, gate: str | None) -> nn.Module:
     """Return a small residual network with a gate in every block, or none."""
     torch.manual_seed(derive(seed, "weights"))
-    return create_model(
+    model = create_model(
         "resnet18", num_classes=10, in_chans=1, depths=(1, 1, 1), widths=(16, 32, 64), stem="3x3", gate=gate
     )
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def count(model: nn.Module) -> int:
@@ -121,12 +124,12 @@ def run(check: Check) -> None:
         "SE's parameters over ECA's in the small network", (se - none) / (eca - none), ">=", SE_RATIO
     )
 
-    images, test = fashion_mnist(15000, 10000)
+    images, test = ((F.avg_pool2d(x, 2), y) for x, y in fashion_mnist(20000, 10000))
     scores: dict[str | None, list[float]] = {"eca": [], None: []}
     for seed in SEEDS:
         for gate in scores:
             model = make_network(seed, gate)
-            train(model, images, epochs=3, seed=seed)
+            train(model, images, epochs=4, seed=seed, shift=1)
             scores[gate].append(accuracy(model, test))
     means = {gate: sum(values) / len(values) for gate, values in scores.items()}
     check.require(

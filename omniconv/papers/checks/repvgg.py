@@ -65,7 +65,7 @@ def make_network(seed: int, *, branches: bool) -> nn.Module:
         for name, block in list(model.named_modules()):
             if isinstance(block, RepVGGBlock):
                 model.set_submodule(name, nn.Sequential(block.conv_kxk, block.act))
-    return model
+    return model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
 
 def run(check: Check) -> None:

@@ -110,6 +110,7 @@ def run(check: Check) -> None:
                 "resnext50_32x4d", num_classes=10, depths=(2, 2), widths=(32, 64),
                 cardinality=cardinality, base_width=width,
             )  # fmt: skip
+            model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
             parameters[cardinality] = sum(p.numel() for p in model.parameters())
             losses[cardinality].append(train(model, images, epochs=4, seed=seed))
     wins = sum(eight <= one for eight, one in zip(losses[8], losses[1], strict=True))
