@@ -224,6 +224,7 @@ def export_model(
                     os.fsync(handle.fileno())
                 os.replace(path, target / path.name)
     except BaseException:
+        # Neither an error nor Ctrl-C leaves an empty folder behind.
         if not existed and not any(target.iterdir()):
             target.rmdir()
         raise

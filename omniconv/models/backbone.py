@@ -107,7 +107,12 @@ class FeatureExtractor(nn.Module):
 
     def __init__(self, backbone: Backbone, out_indices: Sequence[int] | None = None) -> None:
         super().__init__()
-        backbone.reset_classifier(0)
+        # Modules stand in the order in which they run. What follows the last map would only be weights without
+        # gradients, over which distributed training stumbles.
+        names = [name for name, _ in backbone.named_children()]
+        last = backbone.feature_info[-1]["module"].partition(".")[0]
+        for name in names[names.index(last) + 1 :]:
+            delattr(backbone, name)
         self.backbone = backbone
         count = len(backbone.feature_info)
         wanted = range(count) if out_indices is None else out_indices

@@ -59,7 +59,7 @@ class Plan(Config):
         accumulate: parts into which a batch is split to save memory.
         epochs: passes over the training pictures.
         precision: "float32", or "bfloat16" for convolutions and matrix products.
-        channels_last: memory format of the network.
+        channels_last: memory format of the network, where torch computes its gradients rightly in it.
         optimizer: "sgd" (Nesterov momentum 0.9) or "adamw".
         lr: peak learning rate.
         weight_decay: on weights of convolutions and linear layers; norms and biases take none.

@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from omniconv.core.files import atomic_write
 from omniconv.data.sources import ImageData
 from omniconv.inspect.filters import first_layer_filters
 from omniconv.inspect.picture import overlay_png, to_png
+from omniconv.pipeline.baseline import targets_of
 from omniconv.pipeline.report import render_report
 from omniconv.pipeline.run import Run
 
@@ -20,11 +22,20 @@ EACH = 8
 
 
 def explain_run(
-    run: Run, data: ImageData, test: Sequence[int], predictions: np.ndarray, targets: np.ndarray
+    run: Run,
+    data: ImageData,
+    splits: dict[str, list[int]],
+    predictions: np.ndarray,
+    targets: np.ndarray,
 ) -> None:
-    """Choose telling test pictures, draw them with their activation maps, and keep them in the run folder."""
-    folder = run.path / "pictures"
-    index: dict[str, list[dict[str, Any]]] = {}
+    """Draw some training pictures and telling test pictures with their activation maps into the run folder."""
+    folder, test = run.path / "pictures", splits["test"]
+    index: dict[str, list[dict[str, Any]]] = {
+        "samples": [
+            _draw_sample(run, data, position, f"samples-{number}")
+            for number, position in enumerate(_samples(run.task.name, data, splits["train"]))
+        ]
+    }
     for kind, positions in _choose(run.task.name, predictions, targets).items():
         index[kind] = [
             _draw(run, data, test[position], predictions[position], targets[position], f"{kind}-{number}")
@@ -32,6 +43,18 @@ def explain_run(
         ]
     first_layer_filters(run.predictor.model).save(folder / "filters.png")
     atomic_write(folder / "index.json", json.dumps(index, indent=1) + "\n")
+
+
+def _samples(task: str, data: ImageData, train: Sequence[int]) -> list[int]:
+    """Return training pictures: of every class in turn, or spread over all."""
+    if task != "classification":
+        return [train[int(i)] for i in np.linspace(0, len(train) - 1, min(EACH, len(train))).round()]
+    of_class: dict[Any, list[int]] = {}
+    for position in train:
+        of_class.setdefault(data.samples[position].target, []).append(position)
+    groups = [of_class[key] for key in sorted(of_class)]
+    turns = [position for turn in zip_longest(*groups) for position in turn if position is not None]
+    return turns[: max(EACH, min(len(groups), 2 * EACH))]
 
 
 def _choose(task: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, list[int]]:
@@ -57,6 +80,20 @@ def _choose(task: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str
         error = np.abs((predictions - targets) / (targets.std(0) + 1e-12)).mean(1)
     order = np.argsort(error).tolist()
     return {"best": order[:EACH], "worst": order[::-1][:EACH]}
+
+
+def _draw_sample(run: Run, data: ImageData, index: int, name: str) -> dict[str, Any]:
+    sample = data.samples[index]
+    picture = to_png(data.read(index), run.preprocess.low, run.preprocess.high)
+    atomic_write(run.path / "pictures" / f"{name}.png", picture)
+    return {
+        "id": sample.id,
+        "image": f"{name}.png",
+        "cam": None,
+        "target": _target_text(run, targets_of(data, [index])[0]),
+        "prediction": None,
+        "confidence": None,
+    }
 
 
 def _draw(
@@ -98,7 +135,7 @@ def write_report(run: Run) -> None:
                 {
                     **item,
                     "image": (folder / item["image"]).read_bytes(),
-                    "cam": (folder / item["cam"]).read_bytes(),
+                    "cam": (folder / item["cam"]).read_bytes() if item["cam"] else None,
                 }
                 for item in items
             ]

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from omniconv.core.errors import DataError, OmniconvError, RefusedError, ResourceError, UsageError
 from omniconv.core.files import atomic_write
 from omniconv.core.seeds import derive
-from omniconv.core.units import seconds_text
+from omniconv.core.units import bytes_text, seconds_text
 from omniconv.core.version import __version__
 from omniconv.core.weights import load_weights
 from omniconv.data.audit import audit
@@ -36,6 +36,7 @@ from omniconv.pipeline.evidence import explain_run, write_report
 from omniconv.pipeline.plan import make_plan
 from omniconv.pipeline.run import Run, model_header
 from omniconv.pipeline.train import Interrupted, Trainer, rank_and_world
+from omniconv.pipeline.wording import Metric
 from omniconv.tasks.base import Task
 from omniconv.tasks.factory import make_task
 
@@ -323,7 +324,7 @@ class Fit:
                 "linear": task.evaluate(probe.predict(test), targets, config.seed)["metrics"],
             }
         with self._stage("explain"):
-            explain_run(self.run, data, test, predictions, targets)
+            explain_run(self.run, data, splits, predictions, targets)
         cost = count_cost(predictor.model, (schema.channels, plan.size, plan.size))
         return {
             "omniconv": __version__,
@@ -397,9 +398,14 @@ class Fit:
         config, files = self.config, summary.get("export", {}).get("files", [])
         sizes = [f["bytes"] for f in files if f["format"] == "onnx"]
         sizes += [summary["int8"]["bytes_after"]] if "int8" in summary else []
-        value = summary["metrics"][summary["main_metric"]]["value"]
+        metric = Metric(summary["main_metric"])
+        value = metric.text(summary["metrics"][summary["main_metric"]]["value"])
+        value = value if metric.unit else f"{metric.label} {value}"
         if config.bytes and sizes and min(sizes) > config.bytes:
-            return f"{config.bytes} bytes are unreachable here; smallest is {min(sizes)} at {value:.1%}"
+            return (
+                f"{bytes_text(config.bytes)} is unreachable here; "
+                f"smallest is {bytes_text(min(sizes))} at {value}"
+            )
         times = [
             row["median"] / 1e3
             for name, row in summary["cost"].get("latency_ms", {}).items()
@@ -408,7 +414,7 @@ class Fit:
         if config.latency and times and min(times) > config.latency:
             return (
                 f"{seconds_text(config.latency)} is unreachable here; "
-                f"fastest is {seconds_text(min(times))} at {value:.1%}"
+                f"fastest is {seconds_text(min(times))} at {value}"
             )
         return None
 

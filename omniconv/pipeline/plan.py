@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from omniconv.core.errors import RefusedError
 from omniconv.core.units import bytes_text, seconds_text
 from omniconv.data.augment import AugmentConfig
 from omniconv.data.schema import Schema
 from omniconv.design.cost import count_cost
 from omniconv.models.factory import create_model
 from omniconv.pipeline.config import FitConfig, Plan
+from omniconv.pipeline.train import bears_channels_last
 
 __all__ = ["Symmetry", "make_plan"]
 
@@ -94,10 +94,11 @@ def measure(network: str, size: int, channels: int, outputs: int, device: torch.
     """Time training of a network on this machine, in both precisions where it has both."""
     with torch.random.fork_rng(devices=[]):
         model = create_model(network, num_classes=outputs, in_chans=channels, device=device)
-        model = model.to(memory_format=torch.channels_last).train()  # type: ignore[call-overload]
         batch = max(4, min(64, 3_000_000 // (size * size * 12)))
         x = torch.randn(batch, channels, size, size, device=device)
-        x = x.contiguous(memory_format=torch.channels_last)
+        if bears_channels_last(model):
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            x = x.contiguous(memory_format=torch.channels_last)
         times = {"float32": _train_step_seconds(model, x, "float32")}
         if _has_bfloat16(device):
             times["bfloat16"] = _train_step_seconds(model, x, "bfloat16")
@@ -157,14 +158,12 @@ def make_plan(
         schema: of the data.
         count: training pictures.
         outputs: of the network.
-        config: what was asked; its budgets are kept.
+        config: what was asked. Its budgets are kept; where no network meets one, the nearest is planned and a
+            reason says so.
         device: where training runs.
         symmetry: how a linear model takes mirrored pictures; no flips without it.
         latency: seconds that the exported form of (network, size) takes for one picture; needed with
             `config.latency`.
-
-    Raises:
-        RefusedError: if no candidate can meet the latency or the size; the message says what can be met.
     """
     size = choose_size(schema)
     small = size <= SMALL_PIXELS
@@ -263,10 +262,12 @@ def _small_enough(
         sizes[name] = 4 * count_cost(model, (schema.channels, size, size)).parameters + 100_000
     fitting = [pair for pair in pairs if sizes[pair[0]] <= limit]
     if not fitting:
-        name = min(sizes, key=lambda n: sizes[n])
-        raise RefusedError(
-            f"{bytes_text(limit)} is unreachable here; the smallest network, {name}, takes {bytes_text(sizes[name])}"
+        smallest = min(pairs, key=lambda pair: sizes[pair[0]])
+        reasons.append(
+            f"no network fits {bytes_text(limit)} in float32; the smallest, {smallest[0]}, takes "
+            f"{bytes_text(sizes[smallest[0]])} and is trained"
         )
+        return [smallest]
     reasons.append(f"{len(fitting)} of {len(pairs)} networks fit {bytes_text(limit)}")
     return fitting
 
@@ -278,7 +279,10 @@ def _fast_enough(
     latency: Callable[[str, int], float],
     reasons: list[str],
 ) -> list[tuple[str, int]]:
-    """Keep the networks that take at most `limit`, at lower resolution if none does otherwise."""
+    """Keep the networks that take at most `limit`, at lower resolution if none does otherwise.
+
+    If none does at all, the fastest is kept: int8 may bring it below, and how well it does is worth knowing.
+    """
     measured: dict[tuple[str, int], float] = {}
     scales = (1.0,) if small else (1.0, 0.75, 0.5)
     for scale in scales:
@@ -295,6 +299,8 @@ def _fast_enough(
             )
             return fitting
     (name, pixels), fastest = min(measured.items(), key=lambda item: item[1])
-    raise RefusedError(
-        f"{seconds_text(limit)} is unreachable here; fastest is {seconds_text(fastest)} ({name} at {pixels} pixels)"
+    reasons.append(
+        f"no network takes at most {seconds_text(limit)} a picture in float32; the fastest, {name} at "
+        f"{pixels} pixels, takes {seconds_text(fastest)} and is trained"
     )
+    return [(name, pixels)]

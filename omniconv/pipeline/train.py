@@ -33,7 +33,15 @@ from omniconv.layers.norm.sync_batch_norm import synchronise_batch_norm
 from omniconv.pipeline.config import Plan
 from omniconv.tasks.base import Task
 
-__all__ = ["Interrupted", "Trainer", "make_optimizer", "processes", "rank_and_world", "schedule"]
+__all__ = [
+    "Interrupted",
+    "Trainer",
+    "bears_channels_last",
+    "make_optimizer",
+    "processes",
+    "rank_and_world",
+    "schedule",
+]
 
 CHECKPOINT_SECONDS = 30.0
 MAX_ROLLBACKS = 4
@@ -49,6 +57,21 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / (rise + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
+
+
+def bears_channels_last(model: nn.Module) -> bool:
+    """Return whether the network can be trained in channels-last.
+
+    With torch 2.13 on one AVX-512 thread the weight gradient of a strided 1x1 convolution of fewer than 16
+    channels in that format writes beyond its memory.
+    """
+    return not any(
+        isinstance(module, nn.Conv2d)
+        and module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and module.in_channels < 16
+        for module in model.modules()
+    )
 
 
 def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:
@@ -123,7 +146,8 @@ class Trainer:
             )
         if self.world > 1:
             model = synchronise_batch_norm(model)
-        if plan.channels_last:
+        self.channels_last = plan.channels_last and bears_channels_last(model)
+        if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.model = model
         self.ema = copy.deepcopy(model).eval() if plan.ema else model
@@ -224,7 +248,7 @@ class Trainer:
             augmented.append(self.augment(x, target.to(self.device), random))
         x = self.preprocess.normalise(torch.cat([x for x, _ in augmented]))
         soft = torch.cat([t for _, t in augmented])
-        if self.plan.channels_last:
+        if self.channels_last:
             x = x.contiguous(memory_format=torch.channels_last)
         return zip(x.chunk(self.accumulate), soft.chunk(self.accumulate), strict=True)
 
@@ -274,7 +298,7 @@ class Trainer:
         predictions, truths, losses = [], [], 0.0
         for _, images, targets, _ in batches.sequential():
             x = self.preprocess.normalise(self.preprocess.scale(images.to(self.device)))
-            if self.plan.channels_last:
+            if self.channels_last:
                 x = x.contiguous(memory_format=torch.channels_last)
             outputs = model(x)
             losses += float(self.task.loss(outputs, targets.to(self.device))) * len(targets)

@@ -242,6 +242,10 @@ def features_match_their_description(name: str) -> None:
         require(grown == wanted, fault, mend)
         given = any(torch.equal(y, output) for output in seen[feature["module"]])
         require(given, f"map {index} is not the output of {feature['module']}", mend)
+    torch.stack([y.mean() for y in model(small)]).sum().backward()
+    idle = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    fault = f"features_only keeps {', '.join(idle[:3])}, which no map depends on"
+    require(not idle, fault, "register modules in the order in which they run")
     one = create_model(name, features_only=True, out_indices=(-1, 0)).feature_info.channels()
     wanted = [info.channels()[-1], info.channels()[0]]
     require(

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,12 @@ from PIL import Image
 
 import omniconv
 from omniconv.core.errors import DataError, RefusedError, UsageError
+from omniconv.core.units import bytes_text
 from omniconv.core.weights import read_header
 from omniconv.data.sources import open_images
 from omniconv.data.splits import load_splits
 from omniconv.pipeline.config import FitConfig, Plan
+from omniconv.pipeline.train import bears_channels_last
 from omniconv.pipeline.use import write_predictions
 
 DIGITS = open_images("digits")
@@ -221,18 +224,42 @@ def test_too_many_unreadable_pictures_stop_unless_allowed(tmp_path, picture_fold
     assert sum(run.summary["data"]["sizes"].values()) == 114
 
 
-def test_size_that_cannot_be_met_is_refused_with_what_can(tmp_path):
-    with pytest.raises(
-        RefusedError, match=r"1 kB is unreachable here; the smallest network, resnet8_small, takes"
-    ):
-        omniconv.fit("digits", size="1kB", out=tmp_path / "run")
+def test_budgets_that_are_met_are_met_by_what_is_measured(tmp_path):
+    run = omniconv.fit("digits", latency_ms=20, size="500kB", epochs=1, out=tmp_path / "run")
+    (exported,) = (f for f in run.summary["export"]["files"] if f["format"] == "onnx")
+    assert exported["bytes"] == (run.path / "export" / "model.onnx").stat().st_size <= 500_000
+    timed = run.summary["cost"]["latency_ms"]["onnxruntime"]
+    assert timed["batch"] == 1
+    assert timed["median"] <= 20
+    assert any("networks fit 500 kB" in reason for reason in run.plan.reasons)
+    assert any("take at most 20 ms" in reason for reason in run.plan.reasons)
 
 
-def test_latency_that_cannot_be_met_is_refused_with_what_can(tmp_path):
-    with pytest.raises(
-        RefusedError, match=r"0.001 ms is unreachable here; fastest is .* ms \(resnet\w+_small at 16 pixels\)"
-    ):
-        omniconv.fit("digits", latency_ms=0.001, out=tmp_path / "run")
+@pytest.mark.parametrize(
+    ("budget", "planned", "said"),
+    [
+        (
+            {"size": "1kB"},
+            r"no network fits 1 kB in float32; the smallest, resnet8_small, takes [\d.]+ kB and is trained",
+            r"^1 kB is unreachable here; smallest is [\d.]+ kB at [\d.]+%; the run is kept: .*report\.html$",
+        ),
+        (
+            {"latency_ms": 0.001},
+            r"no network takes at most 0.001 ms a picture in float32; the fastest, resnet\w+ at 16 pixels",
+            r"^0.001 ms is unreachable here; fastest is [\d.]+ ms at [\d.]+%; the run is kept: .*report\.html$",
+        ),
+    ],
+)
+def test_a_budget_that_cannot_be_met_is_refused_with_what_can(tmp_path, budget, planned, said):
+    with pytest.raises(RefusedError, match=said) as refused:
+        omniconv.fit("digits", **budget, epochs=1, out=tmp_path / "run")
+    run = omniconv.load(tmp_path / "run")
+    assert any(re.match(planned, reason) for reason in run.plan.reasons)
+    assert run.report.exists()
+    assert str(refused.value).startswith(run.summary["notes"][-1])
+    smallest = min(f.stat().st_size for f in (run.path / "export").glob("*.onnx"))
+    if "size" in budget:
+        assert bytes_text(smallest) in run.summary["notes"][-1]
 
 
 def test_an_existing_folder_is_not_written_into(tmp_path, quick_plan):
@@ -270,6 +297,12 @@ def test_config_and_plan_survive_the_file(tmp_path, quick_plan):
     plan = Plan.load(quick_plan)
     plan.save(tmp_path / "p.yaml")
     assert Plan.load(tmp_path / "p.yaml") == plan
+
+
+def test_narrow_strided_shortcuts_stay_out_of_channels_last():
+    narrow = omniconv.create_model("resnet18", widths=(8, 16, 32, 64), device="meta")
+    assert not bears_channels_last(narrow)
+    assert bears_channels_last(omniconv.create_model("resnet18", device="meta"))
 
 
 def test_compress_keeps_what_meets_the_budget(digits_run, tmp_path):

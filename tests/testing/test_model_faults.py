@@ -98,6 +98,20 @@ class WrongModule(Net):
     last = "stage.1"
 
 
+class HeadFirst(Net):
+    """Registers a module of its head before its stages, where `features_only` cannot tell it for one."""
+
+    def __init__(self, config, num_classes=1000, in_chans=3):
+        super().__init__(config, num_classes, in_chans)
+        stages = {name: self._modules.pop(name) for name in ("stem", "stage", "fc")}
+        self.norm = nn.LayerNorm(self.num_features)
+        self._modules.update(stages)
+
+    def forward_head(self, x, pre_logits=False):
+        x = self.norm(x.mean((2, 3)))
+        return x if pre_logits else self.fc(x)
+
+
 class WrongMerge(Net):
     off = 0.1
 
@@ -213,6 +227,7 @@ FAULTS = [
     (WrongStride, models.features_match_their_description, "map 1 grows by [8, 12] pixels"),
     (WrongChannels, models.features_match_their_description, "map 1 has 16 channels, not 24"),
     (WrongModule, models.features_match_their_description, "map 1 is not the output of stage.1"),
+    (HeadFirst, models.features_match_their_description, "features_only keeps backbone.norm.weight"),
     (ScalesLogits, models.head_follows_features, "forward_head: values differ"),
     (KeepsOldHead, models.classifier_can_be_replaced, "after reset to 7"),
     (ThreeChannels, models.any_number_of_channels, "RuntimeError"),

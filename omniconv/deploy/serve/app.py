@@ -146,7 +146,7 @@ class _Service:
                 self.predictor = await asyncio.get_running_loop().run_in_executor(self.executor, load)
             if self.status == "loading":
                 self.status = "ready"
-        except Exception:
+        except Exception:  # whatever it was, the server stays up to answer what became of it
             self.status = "failed"
             _LOG.exception("the network could not be loaded")
 
