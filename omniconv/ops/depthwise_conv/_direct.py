@@ -303,6 +303,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:
     """Return about how many seconds the call takes: its overhead, its maps and its multiplications."""
     outputs = x.shape[0] * weight.shape[0] * math.prod(x.shape[2:]) // math.prod(stride)
-    pixels, taps = x.numel() + outputs, outputs * math.prod(weight.shape[2:])
-    once = 6e-5 + 3e-10 * pixels + taps / 1.2e11
+    taps = outputs * math.prod(weight.shape[2:])
+    copied = 6e-10 if _last_format(x) else 9e-10
+    once = 2e-4 + copied * (x.numel() + outputs) + taps / 1.3e11
     return 3 * once if needs_grad(x, weight) else once

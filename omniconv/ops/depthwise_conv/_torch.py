@@ -27,13 +27,19 @@ def needs_grad(*tensors: Tensor | None) -> bool:
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:
     """Return about how many seconds the call takes on a CPU, with its gradients where they are wanted.
 
-    The rates are those of torch 2.13 with oneDNN on two AVX-512 cores, for odd square kernels at stride 1:
-    from 15 taps a side on, oneDNN has no fast kernel for channels-first maps, nor for any gradient.
+    The rates are those of torch 2.13 with oneDNN on two AVX-512 cores: from 15 taps along an axis on, oneDNN has no
+    fast kernel for channels-first maps, nor for any gradient; for gradients of one and three axes it never has.
     """
-    taps = x.numel() * math.prod(weight.shape[2:]) // math.prod(stride)
+    outputs = x.shape[0] * weight.shape[0] * math.prod(x.shape[2:]) // math.prod(stride)
+    taps = outputs * math.prod(weight.shape[2:])
     small = max(weight.shape[2:]) < 15
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    seconds = 6e-5 + taps / (8e10 if small or last else 3.3e9)
+    seconds = 6e-5 + taps / (8e10 if small else 1.1e11 if last else 3.3e9)
     if needs_grad(x, weight):
-        seconds += 1.8e-4 + taps / (5.5e9 if small and last else 2.4e9)
+        if x.ndim == 4:
+            seconds += 1.8e-4 + taps / (5.5e9 if small and last else 2.4e9)
+        else:
+            seconds += (
+                1.8e-4 + outputs * (8e-9 if x.ndim == 3 else 2e-9) + taps / (1e9 if x.ndim == 3 else 7e8)
+            )
     return seconds

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from omniconv.ops import _simd, depthwise_conv
+from omniconv.ops import _simd, depthwise_conv, explain
 from omniconv.ops.depthwise_conv import _direct
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -142,3 +142,19 @@ def test_says_what_it_needs(monkeypatch):
     with pytest.raises(ValueError, match=r"numba is not installed \(pip install 'omniconv\[fast\]'\)"):
         depthwise_conv(x, w, impl="direct")
     assert depthwise_conv(x, w).shape == (1, 2, 3, 3)
+
+
+def test_auto_takes_the_direct_kernels_where_they_were_measured_to_gain():
+    def chosen(shape, kernel, grad=True, last=True, **kwargs):
+        x, w = torch.empty(shape), torch.empty(shape[1], 1, *kernel, requires_grad=grad)
+        x = x.contiguous(memory_format=torch.channels_last) if last and x.ndim == 4 else x
+        return explain(depthwise_conv, x, w, padding=[k // 2 for k in kernel], **kwargs).chosen
+
+    assert chosen((4, 128, 56, 56), (31, 31)) == "direct"
+    assert chosen((8, 96, 56, 56), (7, 7)) == "direct"
+    assert chosen((8, 128, 4096), (31,)) == "direct"
+    assert chosen((4, 512, 3199), (3,)) == "direct"
+    assert chosen((1, 32, 32, 32, 32), (7, 7, 7)) == "direct"
+    assert chosen((8, 144, 56, 56), (3, 3)) == "torch"
+    assert chosen((8, 192, 28, 28), (31, 31), grad=False) == "torch"
+    assert chosen((2, 8, 8, 8), (3, 3)) == "torch"  # too small to pay for the overhead
