@@ -125,8 +125,7 @@ def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
 
 
-@torch.library.custom_op("omniconv::depthwise_convolve", mutates_args=(), device_types="cpu")
-def _convolve(
+def _run_convolve(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -166,8 +165,7 @@ def _convolve(
     return y
 
 
-@torch.library.custom_op("omniconv::depthwise_weight", mutates_args=(), device_types="cpu")
-def _weight(
+def _run_weight(
     x: Tensor,
     grad: Tensor,
     kernel: Sequence[int],
@@ -208,16 +206,6 @@ def _weight(
         0, *(1 + axis for axis in inverse)
     )
     return found.unsqueeze(1).to(x.dtype).contiguous()
-
-
-@_convolve.register_fake
-def _(x, weight, bias, size, stride, padding, dilation, gap):
-    return _empty(x, (*x.shape[:2], *size))
-
-
-@_weight.register_fake
-def _(x, grad, kernel, stride, padding, dilation, gap):
-    return x.new_empty((x.shape[1], 1, *kernel))
 
 
 def _flip(weight: Tensor) -> Tensor:
@@ -264,8 +252,50 @@ def _backward_weight(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:
     return of_x, of_grad, None, None, None, None, None
 
 
-_convolve.register_autograd(_backward_convolve, setup_context=_save_convolve)
-_weight.register_autograd(_backward_weight, setup_context=_save_weight)
+# Compiled and exported programs call operators that torch knows by name; eager programs call the same functions
+# without what torch's registry adds to every call, which for small maps is more than the call itself.
+_convolve_op = torch.library.custom_op(
+    "omniconv::depthwise_convolve", _run_convolve, mutates_args=(), device_types="cpu"
+)
+_weight_op = torch.library.custom_op(
+    "omniconv::depthwise_weight", _run_weight, mutates_args=(), device_types="cpu"
+)
+_convolve_op.register_autograd(_backward_convolve, setup_context=_save_convolve)
+_weight_op.register_autograd(_backward_weight, setup_context=_save_weight)
+
+
+@_convolve_op.register_fake
+def _(x, weight, bias, size, stride, padding, dilation, gap):
+    return _empty(x, (*x.shape[:2], *size))
+
+
+@_weight_op.register_fake
+def _(x, grad, kernel, stride, padding, dilation, gap):
+    return x.new_empty((x.shape[1], 1, *kernel))
+
+
+class _EagerConvolve(torch.autograd.Function):
+    forward = staticmethod(_run_convolve)
+    setup_context = staticmethod(_save_convolve)
+    backward: Any = staticmethod(_backward_convolve)
+
+
+class _EagerWeight(torch.autograd.Function):
+    forward = staticmethod(_run_weight)
+    setup_context = staticmethod(_save_weight)
+    backward: Any = staticmethod(_backward_weight)
+
+
+def _traced(x: Tensor) -> bool:
+    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
+
+
+def _convolve(x: Tensor, *others: Any) -> Tensor:
+    return _convolve_op(x, *others) if _traced(x) else _EagerConvolve.apply(x, *others)
+
+
+def _weight(x: Tensor, *others: Any) -> Tensor:
+    return _weight_op(x, *others) if _traced(x) else _EagerWeight.apply(x, *others)
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:

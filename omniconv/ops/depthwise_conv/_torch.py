@@ -36,10 +36,22 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
     seconds = 6e-5 + taps / (8e10 if small else 1.1e11 if last else 3.3e9)
     if needs_grad(x, weight):
-        if x.ndim == 4:
-            seconds += 1.8e-4 + taps / (5.5e9 if small and last else 2.4e9)
-        else:
-            seconds += (
-                1.8e-4 + outputs * (8e-9 if x.ndim == 3 else 2e-9) + taps / (1e9 if x.ndim == 3 else 7e8)
-            )
+        seconds += 1.8e-4 + _gradients(x, weight, outputs, stride, dilation, small and last)
     return seconds
+
+
+def _gradients(x: Tensor, weight: Tensor, outputs: int, stride, dilation, fast: bool) -> float:
+    """Return about how many seconds the multiplications of both gradients take."""
+    taps, half = outputs * math.prod(weight.shape[2:]), x.dtype in (torch.bfloat16, torch.float16)
+    tiny = max(weight.shape[2:]) <= 3
+    if x.ndim == 3:
+        return outputs * (3e-9 if half and tiny and max(dilation) == 1 else 8e-9) + taps / 1e9
+    if x.ndim == 5:
+        return outputs * 2e-9 + taps / 7e8
+    if max(dilation) > 1:
+        return taps / (6e8 if half else 1.4e9)
+    if max(stride) > 1:
+        return taps / (3.5e8 if half else 2.5e9)
+    if fast:
+        return taps / (5.5e9 if not half else 4e9 if tiny else 2.5e9)
+    return taps / 2.4e9
