@@ -236,13 +236,13 @@ def _openmp() -> Any:
 
 
 def run_parallel(kernel: Any, arguments: list[int], threads: int) -> None:
-    """Call a compiled kernel once a thread, each with the same table of arguments.
+    """Call a compiled kernel on several threads at once, each with the same table of arguments.
 
     Args:
-        kernel: a `numba.cfunc` that takes the table's address; element 0 is a counter from which each call draws
-            its number with `atomic_next`.
+        kernel: a `numba.cfunc` that takes the table's address; element 0 is a counter from which the calls draw
+            numbers with `atomic_next`. It must be right however many calls there are.
         arguments: the table from element 1 on.
-        threads: how many calls.
+        threads: how many calls at most.
     """
     table = np.array([0, *arguments], np.int64)
     if threads == 1:

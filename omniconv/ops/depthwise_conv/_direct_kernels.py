@@ -123,6 +123,24 @@ def _packing(dtype: torch.dtype) -> tuple[Any, Any]:
     return pack, unpack
 
 
+def _kernel(share: Any) -> Any:
+    """Return the function that every thread calls: it takes shares of the work until none is left.
+
+    The shares are as many as the threads that were asked for, and what each holds does not depend on who takes it.
+    So the sums are the same bit for bit every time, and complete where fewer threads come than were asked for.
+    """
+
+    @cfunc(types.void(types.voidptr))
+    def kernel(data):
+        t = carray(data, (_LENGTH,), np.int64)
+        slot = atomic_next(t.ctypes.data)
+        while slot < t[1]:
+            share(t, slot)
+            slot = atomic_next(t.ctypes.data)
+
+    return kernel
+
+
 @cache
 def convolve_kernel(dtype: torch.dtype) -> Any:
     """Return the kernel that convolves maps of a type.
@@ -134,10 +152,8 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
     pack, unpack = _packing(dtype)
     full = lanes(dtype)
 
-    @cfunc(types.void(types.voidptr))
-    def kernel(data):
-        t = carray(data, (_LENGTH,), np.int64)
-        slot = atomic_next(t.ctypes.data)
+    @njit
+    def share(t, slot):
         threads, scratch, scratch_bytes, samples, channels, _ = t[1], t[2], t[3], t[4], t[5], t[6]
         x, x_n, x_c, x_0, x_1, x_2 = t[7], t[8], t[9], t[10], t[11], t[12]
         y, y_n, y_c, y_0, y_1, y_2 = t[13], t[14], t[15], t[16], t[17], t[18]
@@ -189,7 +205,7 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
                     to = y + n * y_n + block * full * y_c + o0 * y_0 + o1 * y_1 + from2 * y_2
                     unpack(stage, to2 - from2, to, y_c, y_2, here)
 
-    return kernel
+    return _kernel(share)
 
 
 @cache
@@ -204,10 +220,8 @@ def weight_kernel(dtype: torch.dtype) -> Any:
     full = lanes(dtype)
     zero = clear(dtype)
 
-    @cfunc(types.void(types.voidptr))
-    def kernel(data):
-        t = carray(data, (_LENGTH,), np.int64)
-        slot = atomic_next(t.ctypes.data)
+    @njit
+    def share(t, slot):
         threads, scratch, scratch_bytes, samples, channels, parts = t[1], t[2], t[3], t[4], t[5], t[6]
         x, x_n, x_c, x_0, x_1, x_2 = t[7], t[8], t[9], t[10], t[11], t[12]
         y, y_n, y_c, y_0, y_1, y_2 = t[13], t[14], t[15], t[16], t[17], t[18]
@@ -283,4 +297,4 @@ def weight_kernel(dtype: torch.dtype) -> Any:
                                         1, 0, 0, 1, 0, 0, max(0, high2 - low2), s2 * VECTOR, VECTOR,
                                     )  # fmt: skip
 
-    return kernel
+    return _kernel(share)

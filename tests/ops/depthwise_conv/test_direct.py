@@ -1,5 +1,6 @@
 """The direct kernels against torch's own convolution in double precision."""
 
+import ctypes
 import random
 
 import pytest
@@ -76,6 +77,18 @@ def test_float32_kernels_of_31_taps_a_side():
 
 def test_python_threads_do_where_torch_has_no_gnu_openmp(monkeypatch):
     monkeypatch.setattr(_simd, "_openmp", lambda: None)
+    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    check(
+        torch.randn(3, 40, 12, 9, dtype=torch.float64),
+        torch.randn(40, 1, 5, 3, dtype=torch.float64),
+        {"padding": 2},
+    )
+
+
+def test_work_is_done_where_fewer_threads_come_than_asked_for(monkeypatch):
+    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
+    monkeypatch.setattr(_simd, "_openmp", lambda: lambda kernel, table, threads, flags: call(kernel)(table))
     monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     check(
