@@ -186,8 +186,8 @@ def _small_images(results: dict[str, dict]) -> list[str]:
         "## The main job on small pictures", "",
         "`omniconv fit DATA --time T` against a ResNet-18 with a 3x3 stem in a plain PyTorch loop (SGD with "
         "momentum, one cycle, shifts, mirrored pictures where they help), both for the same minutes on the same "
-        "two cores, one after the other; the loop fixes its steps beforehand by timing ten, which fell a tenth short "
-        "of the time. Test accuracy; the interval is that of the test set's size. "
+        "two cores, one after the other; both columns of networks say for how long they really trained. "
+        "Test accuracy; the interval is that of the test set's size. "
         "`python benchmarks/fit_small_images.py fashion-mnist 10m` and `... cifar10 15m`.", "",
         "| data | time of each | omniconv | its network | plain ResNet-18 | its training |",
         "| - | - | -: | - | -: | - |", *rows, "",
@@ -219,6 +219,7 @@ def _depthwise(results: dict[str, dict]) -> list[str]:
         "Training step (forward pass and both gradients) of `omniconv.ops.depthwise_conv` against plain PyTorch, each "
         "in the better of its memory formats. Last column: how many times the floor ours takes, which is the time of "
         "the multiplications at the rate of a matrix product here, or of the maps at the bandwidth of a copy. "
+        "It counts taps on the padding too, which ours leaves out, so that less than 1 is possible. "
         "Below 1.00 in the fourth column PyTorch is the faster one. `python benchmarks/depthwise_conv.py`.", "",
     ]  # fmt: skip
     for name in ("float32", "bfloat16"):

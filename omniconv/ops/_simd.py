@@ -8,6 +8,7 @@ first over the cores, and else on Python threads.
 """
 
 import ctypes
+import os
 import threading
 from collections.abc import Callable
 from functools import cache
@@ -227,7 +228,8 @@ atomic_next: Any = intrinsic(_atomic_next)
 def _openmp() -> Any:
     """Return the entry point of torch's OpenMP library, or None where it is another than GNU's."""
     try:
-        entry = ctypes.CDLL("libgomp.so.1").GOMP_parallel
+        # Only if it is loaded: another copy would bring the second pool of threads.
+        entry = ctypes.CDLL("libgomp.so.1", mode=getattr(os, "RTLD_NOLOAD", 0)).GOMP_parallel
     except (OSError, AttributeError):
         return None
     entry.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]

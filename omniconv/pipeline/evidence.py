@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Sequence
-from itertools import zip_longest
+from itertools import islice, zip_longest
 from typing import Any
 
 import numpy as np
@@ -53,8 +53,8 @@ def _samples(task: str, data: ImageData, train: Sequence[int]) -> list[int]:
     for position in train:
         of_class.setdefault(data.samples[position].target, []).append(position)
     groups = [of_class[key] for key in sorted(of_class)]
-    turns = [position for turn in zip_longest(*groups) for position in turn if position is not None]
-    return turns[: max(EACH, min(len(groups), 2 * EACH))]
+    turns = (position for turn in zip_longest(*groups) for position in turn if position is not None)
+    return list(islice(turns, max(EACH, min(len(groups), 2 * EACH))))
 
 
 def _choose(task: str, predictions: np.ndarray, targets: np.ndarray) -> dict[str, list[int]]:

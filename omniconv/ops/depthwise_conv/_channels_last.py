@@ -10,10 +10,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from omniconv.ops.depthwise_conv._torch import needs_grad
+from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
 
 _LAST = torch.channels_last
 _ONEDNN = torch.backends.mkldnn.is_available()
@@ -85,15 +84,9 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
         return f"it is for CPUs, not {x.device.type}"
     if x.dtype not in (torch.float32, torch.float64) or weight.dtype != x.dtype:
         return f"it is for float32 and float64, not {x.dtype} maps and {weight.dtype} kernels"
-    if _transformed():
+    if transformed():
         return "it knows no torch.func transform and no forward-mode gradient"
     return None
-
-
-def _transformed() -> bool:
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:

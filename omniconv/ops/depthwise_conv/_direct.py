@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.ops.depthwise_conv._channels_last import _transformed
-from omniconv.ops.depthwise_conv._torch import needs_grad
+from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
 
 _HAS_NUMBA = find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -325,7 +324,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
         return f"it is for CPUs, not {x.device.type}"
     if x.dtype not in _DTYPES or weight.dtype != x.dtype:
         return f"maps and kernels must be of one floating type, not {x.dtype} and {weight.dtype}"
-    if _transformed():
+    if transformed():
         return "it knows no torch.func transform and no forward-mode gradient"
     return None
 

@@ -257,22 +257,8 @@ def weight_kernel(dtype: torch.dtype) -> Any:
                 pack(buffer, width, base, g2, size2, at, x_c, x_0, x_1, x_2, low0, high0, low1, high1, here)
                 at = y + n * y_n + block * full * y_c
                 pack(
-                    gradient,
-                    to2 - from2,
-                    from2,
-                    1,
-                    out2,
-                    at,
-                    y_c,
-                    y_0,
-                    y_1,
-                    y_2,
-                    from0,
-                    to0,
-                    from1,
-                    to1,
-                    here,
-                )
+                    gradient, to2 - from2, from2, 1, out2, at, y_c, y_0, y_1, y_2, from0, to0, from1, to1, here
+                )  # fmt: skip
                 for o0 in range(from0, to0):
                     tap0, step0, n0, pixel0, move0 = _taps(o0, k0, s0, p0, d0, g0, size0)
                     for o1 in range(from1, to1):

@@ -75,27 +75,18 @@ def test_float32_kernels_of_31_taps_a_side():
     check(torch.randn(2, 20, 200), torch.randn(20, 1, 31), {"padding": 15}, 2e-5)
 
 
-def test_python_threads_do_where_torch_has_no_gnu_openmp(monkeypatch):
-    monkeypatch.setattr(_simd, "_openmp", lambda: None)
-    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    check(
-        torch.randn(3, 40, 12, 9, dtype=torch.float64),
-        torch.randn(40, 1, 5, 3, dtype=torch.float64),
-        {"padding": 2},
-    )
+def one_call(kernel, table, threads, flags):
+    """Stand for an OpenMP that gives one thread, however many are asked for."""
+    ctypes.CFUNCTYPE(None, ctypes.c_void_p)(kernel)(table)
 
 
-def test_work_is_done_where_fewer_threads_come_than_asked_for(monkeypatch):
-    call = ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-    monkeypatch.setattr(_simd, "_openmp", lambda: lambda kernel, table, threads, flags: call(kernel)(table))
+@pytest.mark.parametrize("entry", [None, one_call], ids=["Python threads", "fewer threads than asked for"])
+def test_all_work_is_done_whatever_threads_there_are(entry, monkeypatch):
+    monkeypatch.setattr(_simd, "_openmp", lambda: entry)
     monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
-    check(
-        torch.randn(3, 40, 12, 9, dtype=torch.float64),
-        torch.randn(40, 1, 5, 3, dtype=torch.float64),
-        {"padding": 2},
-    )
+    x, w = torch.randn(3, 40, 12, 9, dtype=torch.float64), torch.randn(40, 1, 5, 3, dtype=torch.float64)
+    check(x, w, {"padding": 2})
 
 
 def test_sums_are_the_same_bit_for_bit_every_time(monkeypatch):
