@@ -95,6 +95,14 @@ class OpCase:
         kwargs: the other arguments.
         id: what tells this case from the others.
         raises: calls that must fail (`kwargs` replace arguments, `inputs` replace shapes in order).
+        draw: name -> function of (shape, generator) that makes a tensor, where it is not normal: positive
+            numbers, or integers, which have no gradient and keep their type.
+        longer: name -> shape of the tensors that change at a second size, which compiled and exported programs
+            must take too; by default the first tensor, by two in every axis but the second. Empty if no size can
+            change.
+        channels_last: whether a channels-last 4-d first tensor must give a channels-last output.
+        low_precision: whether bfloat16 and float16 are taken.
+        twice: whether second derivatives are right as well.
     """
 
     op: Callable[..., Any]
@@ -102,3 +110,8 @@ class OpCase:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     id: str = ""
     raises: tuple[Raises, ...] = ()
+    draw: Mapping[str, Callable[[Shape, Any], Any]] = field(default_factory=dict)
+    longer: Mapping[str, Shape] | None = None
+    channels_last: bool = True
+    low_precision: bool = True
+    twice: bool = True

@@ -21,9 +21,6 @@ __all__ = ["find_artifacts", "find_cases", "find_transforms", "missing_cases", "
 
 AnyCase = Case | LossCase | OpCase
 
-_HELPERS = ("dispatch", "reference", "cases")
-"""Modules of operators whose public functions are no operators themselves."""
-
 
 def _modules(package: str) -> Iterator[ModuleType]:
     for name in module_names(package):
@@ -61,13 +58,13 @@ def missing_cases(package: str, *, functions: bool = False) -> list[str]:
 
     Args:
         package: dotted name.
-        functions: whether public functions are components too (operators) and not only modules of torch.
+        functions: whether operators, the public functions with an `impl`, are components too.
     """
     covered = {case.op if isinstance(case, OpCase) else case.make for case in find_cases(package)}
     missing = []
     for name, value in public_names(package).items():
         is_class = inspect.isclass(value) and issubclass(value, nn.Module)
-        is_op = functions and inspect.isfunction(value) and name.split(".")[-2] not in _HELPERS
+        is_op = functions and inspect.isfunction(value) and "impl" in inspect.signature(value).parameters
         if (is_class or is_op) and value not in covered:
             missing.append(name)
     return missing

@@ -3,7 +3,7 @@
 Every implementation in the operator's table is held against the reference, which reads like the equation.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,10 +34,24 @@ def op_name(case: OpCase) -> str:
 
 
 def draw_op_inputs(case: OpCase, dtype: torch.dtype = torch.float32, grad: bool = False) -> dict[str, Tensor]:
-    """Return normal tensors for every tensor argument of the case."""
+    """Return tensors for every tensor argument of the case, normal ones unless it draws them itself."""
+    return {
+        name: tensor.requires_grad_(grad and tensor.is_floating_point())
+        for name, tensor in _draw(case, case.inputs, dtype).items()
+    }
+
+
+def _draw(case: OpCase, shapes: Mapping[str, tuple[int, ...]], dtype: torch.dtype) -> dict[str, Tensor]:
     random = torch.Generator().manual_seed(4)
-    tensors = {name: torch.randn(shape, generator=random).to(dtype) for name, shape in case.inputs.items()}
-    return {name: tensor.requires_grad_(grad) for name, tensor in tensors.items()}
+    tensors = {
+        name: case.draw.get(name, lambda shape, random: torch.randn(shape, generator=random))(shape, random)
+        for name, shape in shapes.items()
+    }
+    return _cast(tensors, dtype)
+
+
+def _cast(tensors: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
 def _implementations(
@@ -54,11 +68,15 @@ def _supported(case: OpCase, dtype: torch.dtype, grad: bool = False) -> list[str
 
 
 def _gradients(run: Any, tensors: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-    leaves = {name: tensor.detach().requires_grad_() for name, tensor in tensors.items()}
-    output = run(**leaves)
-    weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
-    gradients = torch.autograd.grad((output * weights).sum(), list(leaves.values()))
+    everything = {n: t.detach().requires_grad_(t.is_floating_point()) for n, t in tensors.items()}
+    output = run(**everything)
+    leaves = {name: tensor for name, tensor in everything.items() if tensor.requires_grad}
+    gradients = torch.autograd.grad((output * _weights(output)).sum(), list(leaves.values()))
     return output.detach(), dict(zip(leaves, gradients, strict=True))
+
+
+def _weights(output: Tensor) -> Tensor:
+    return torch.randn(output.shape, generator=torch.Generator().manual_seed(2)).to(output.dtype)
 
 
 def _reference(case: OpCase) -> Any:
@@ -76,7 +94,7 @@ def equals_reference(case: OpCase) -> None:
     wanted, expected = _gradients(_reference(case), exact)
     mend = "compare tap by tap with reference.py"
     for dtype, tolerance in _TOLERANCE.items():
-        tensors = {name: tensor.to(dtype) for name, tensor in exact.items()}
+        tensors = _cast(exact, dtype)
         for impl in ["auto", *_supported(case, dtype, True)]:
             output, gradients = _gradients(_named(case, impl), tensors)
             require_equal(output, wanted.to(dtype), f"{impl} {dtype}", mend, tolerance)
@@ -97,7 +115,8 @@ def gradients_are_right(case: OpCase) -> None:
             return _named(case, impl)(**dict(zip(names, values, strict=True)))
 
         gradcheck(function, tuple(tensors.values()), fast_mode=True)
-        gradgradcheck(function, tuple(tensors.values()), fast_mode=True)
+        if case.twice:
+            gradgradcheck(function, tuple(tensors.values()), fast_mode=True)
 
 
 def each_gradient_alone(case: OpCase) -> None:
@@ -105,11 +124,10 @@ def each_gradient_alone(case: OpCase) -> None:
     tensors = draw_op_inputs(case)
     for impl in _supported(case, torch.float32, True):
         _, together = _gradients(_named(case, impl), tensors)
-        for name in tensors:
+        for name in together:
             leaves = {key: t.detach().requires_grad_(key == name) for key, t in tensors.items()}
             output = _named(case, impl)(**leaves)
-            weights = torch.randn(output.shape, generator=torch.Generator().manual_seed(2))
-            (alone,) = torch.autograd.grad((output * weights).sum(), [leaves[name]])
+            (alone,) = torch.autograd.grad((output * _weights(output)).sum(), [leaves[name]])
             require_equal(
                 alone, together[name], f"{impl} gradient of {name} alone", "mind needs_input_grad", 1e-5
             )
@@ -119,7 +137,9 @@ def layouts(case: OpCase) -> None:
     """Views with gaps and channels-last maps give the same, inputs stay as they are, the format is kept."""
     tensors = draw_op_inputs(case)
     forms = {
-        "with gaps": lambda t: torch.stack([t, torch.full_like(t, float("nan"))], -1)[..., 0],
+        "with gaps": lambda t: torch.stack(
+            [t, torch.full_like(t, float("nan") if t.is_floating_point() else 99)], -1
+        )[..., 0],
         "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.ndim > 1 else t,
         "channels-last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t,
     }
@@ -133,10 +153,9 @@ def layouts(case: OpCase) -> None:
             require_equal(output, wanted, f"{impl} {form}", mend, 1e-5)
             for name, gradient in gradients.items():
                 require_equal(gradient, expected[name], f"{impl} {form} gradient of {name}", mend, 2e-5)
-                require(
-                    torch.equal(changed[name], kept[name]), f"{impl} changed {name}", "work on a new tensor"
-                )
-            if form == "channels-last" and output.ndim == 4:
+            for name, tensor in changed.items():
+                require(torch.equal(tensor, kept[name]), f"{impl} changed {name}", "work on a new tensor")
+            if form == "channels-last" and output.ndim == 4 and case.channels_last:
                 last = output.is_contiguous(memory_format=torch.channels_last)
                 require(last, f"{impl} does not keep channels-last", "return the input's memory format")
 
@@ -144,9 +163,9 @@ def layouts(case: OpCase) -> None:
 def low_precision(case: OpCase) -> None:
     """In bfloat16 and float16 every implementation errs at most twice as much as plain torch."""
     exact = draw_op_inputs(case, torch.float64)
-    for dtype in (torch.bfloat16, torch.float16):
-        tensors = {name: tensor.to(dtype) for name, tensor in exact.items()}
-        upcast = {name: tensor.double() for name, tensor in tensors.items()}
+    for dtype in (torch.bfloat16, torch.float16) if case.low_precision else ():
+        tensors = _cast(exact, dtype)
+        upcast = _cast(tensors, torch.float64)
         wanted, expected = _gradients(_reference(case), upcast)
         errors: dict[str, dict[str, float]] = {}
         for impl in _supported(case, dtype, True):
@@ -163,7 +182,7 @@ def low_precision(case: OpCase) -> None:
 
 def named_never_falls_back(case: OpCase) -> None:
     """An implementation chosen by name runs as itself, or raises with the reason why it cannot."""
-    for dtype in (torch.float32, torch.bfloat16):
+    for dtype in (torch.float32, torch.bfloat16 if case.low_precision else torch.float64):
         table = table_of(case.op)
         tensors = draw_op_inputs(case, dtype)
         call = table.prepare(**tensors, **case.kwargs)
@@ -203,7 +222,7 @@ class _Recorder(TorchDispatchMode):
 def auto_takes_a_supported_one(case: OpCase) -> None:
     """`auto` never picks an implementation that cannot take the call, and predicates do not change their minds."""
     table = table_of(case.op)
-    for dtype in (torch.float32, torch.float64, torch.bfloat16):
+    for dtype in (torch.float32, torch.float64, *[torch.bfloat16] * case.low_precision):
         for grad in (False, True):
             call = table.prepare(**draw_op_inputs(case, dtype, grad), **case.kwargs)
             for row in table.implementations:
@@ -245,32 +264,59 @@ def compiles(case: OpCase) -> None:
 
 
 def exports(case: OpCase) -> None:
-    """`torch.export` with the first tensor's batch and sizes dynamic equals eager mode at another size."""
+    """`torch.export` with the sizes that may change dynamic equals eager mode at another size."""
     tensors, other = draw_op_inputs(case), _longer(case)
-    first = next(iter(tensors))
-    dynamic = {
-        axis: torch.export.Dim.DYNAMIC
-        for axis, size in enumerate(tensors[first].shape)
-        if other[first].shape[axis] != size and size > 1
-    }
-    if any(size == 1 for size in tensors[first].shape):
+    axes = tuple(
+        {
+            axis: torch.export.Dim.DYNAMIC
+            for axis, size in enumerate(tensor.shape)
+            if other[name].shape[axis] != size
+        }
+        or None
+        for name, tensor in tensors.items()
+    )
+    if any(
+        tensors[name].shape[axis] == 1 for name, of in zip(tensors, axes, strict=True) for axis in of or ()
+    ):
         return  # a size of one is always made a constant
-    axes = (tuple(dynamic if name == first else None for name in tensors),)
     for impl in ["auto", *_supported(case, torch.float32)]:
         module = _Call(case, impl)
         with torch.no_grad():
-            program = torch.export.export(module, tuple(tensors.values()), dynamic_shapes=axes).module()
+            program = torch.export.export(module, tuple(tensors.values()), dynamic_shapes=(axes,)).module()
             got, wanted = program(*other.values()), module(*other.values())
         require_equal(got, wanted, f"{impl} exported", "compute sizes from shapes", 1e-5)
 
 
 def _longer(case: OpCase) -> dict[str, Tensor]:
-    """Return inputs whose first tensor is longer in all axes but the second (channels)."""
+    """Return inputs at the case's second size."""
+    longer = case.longer
+    if longer is None:
+        first, shape = next(iter(case.inputs.items()))
+        longer = {first: tuple(size if axis == 1 else size + 2 for axis, size in enumerate(shape))}
+    return _draw(case, {**case.inputs, **longer}, torch.float32)
+
+
+class _Registered(TorchDispatchMode):
+    """Notes the calls of operators that are not torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace not in ("aten", "prim", "prims"):
+            self.calls.append((func, args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+
+def registered_operators_are_sound(case: OpCase) -> None:
+    """`torch.library.opcheck` passes for every operator that an implementation has registered with torch."""
     tensors = draw_op_inputs(case)
-    first = next(iter(tensors))
-    shape = [size if axis == 1 else size + 2 for axis, size in enumerate(tensors[first].shape)]
-    tensors[first] = torch.randn(shape, generator=torch.Generator().manual_seed(5))
-    return tensors
+    for impl in _supported(case, torch.float32):
+        with _Registered() as seen, torch.no_grad():
+            _named(case, impl)(**tensors)
+        for func, args, kwargs in seen.calls:
+            torch.library.opcheck(func, args, kwargs)
 
 
 def reads_no_fresh_memory(case: OpCase) -> None:
@@ -291,7 +337,10 @@ def fails_by_name(case: OpCase) -> None:
         tensors = draw_op_inputs(case)
         if wanted.inputs:
             shapes = zip(case.inputs, wanted.inputs, strict=True)
-            tensors = {name: torch.zeros(shape) for name, shape in shapes}
+            tensors |= {
+                name: tensors[name].new_zeros(shape) if shape != tensors[name].shape else tensors[name]
+                for name, shape in shapes
+            }
         arguments = {**tensors, **case.kwargs, **wanted.kwargs}
         expect(wanted, lambda arguments=arguments: case.op(**arguments))
 
@@ -306,6 +355,7 @@ OP_CHECKS: tuple[Check, ...] = (
     auto_takes_a_supported_one,
     compiles,
     exports,
+    registered_operators_are_sound,
     reads_no_fresh_memory,
     fails_by_name,
 )

@@ -114,6 +114,16 @@ def coarse(x, w):
     return (x / 3 * w) * 3 if x.dtype in (torch.bfloat16, torch.float16) else x * w
 
 
+@torch.library.custom_op("toy::times", mutates_args=())
+def misdescribed(x: torch.Tensor, w: torch.Tensor) -> torch.Tensor:
+    return x * w
+
+
+@misdescribed.register_fake
+def _(x, w):
+    return x.new_empty(x.shape[1:])
+
+
 def whimsical():
     answers = iter([None, "it is Monday"] * 1000)
     return lambda x, w: next(answers)
@@ -138,6 +148,7 @@ FAULTS = [
     (dict(supports=whimsical()), ops.auto_takes_a_supported_one, "changes its mind"),
     (dict(run=lambda x, w: x * w * (torch._dynamo.graph_break() is None)), ops.compiles, "Unsupported"),
     (dict(run=lambda x, w: x * w if x.shape[1] == 5 and x.shape[0] < 3 else w * x), ops.exports, "onstraint"),
+    (dict(run=misdescribed), ops.registered_operators_are_sound, "FakeTensor"),
     (dict(run=lambda x, w: x * w + 0 * torch.empty_like(x)), ops.reads_no_fresh_memory, "other:"),
     (dict(message="no"), ops.fails_by_name, "should be ValueError: 'no'"),
 ]
@@ -188,7 +199,9 @@ def test_table_begins_with_plain_torch():
 def test_operators_without_cases_are_missed(tmp_path, monkeypatch):
     (tmp_path / "toy_ops").mkdir()
     (tmp_path / "toy_ops" / "__init__.py").write_text("")
-    (tmp_path / "toy_ops" / "scale.py").write_text("__all__ = ['scale']\ndef scale(x): return x\n")
+    (tmp_path / "toy_ops" / "scale.py").write_text(
+        "__all__ = ['scale']\ndef scale(x, *, impl='auto'): return x\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert missing_cases("toy_ops", functions=True) == ["toy_ops.scale.scale"]
     assert missing_cases("toy_ops") == []
