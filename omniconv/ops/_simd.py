@@ -115,26 +115,128 @@ def clear(dtype: torch.dtype) -> Any:
     return _void(1, lambda builder, args: _store(builder, ir.Constant(vector, None), args[0]))
 
 
+def _some(builder: Any, count: Any, width: int) -> Any:
+    """Return a mask of the first `count` of `width` numbers."""
+    whole = ir.VectorType(_INT, width)
+    one = builder.insert_element(ir.Constant(whole, ir.Undefined), count, ir.Constant(ir.IntType(32), 0))
+    zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
+    all_of_them = builder.shuffle_vector(one, one, zeros)
+    return builder.icmp_signed("<", ir.Constant(whole, list(range(width))), all_of_them)
+
+
+def _load_some(builder: Any, address: Any, type: Any, mask: Any) -> Any:
+    """Load the numbers of a vector that the mask names, and zeros for the others, whose memory is not touched."""
+    parameters = [type.as_pointer(), ir.IntType(32), mask.type, type]
+    name = f"llvm.masked.load.v{type.count}{_suffix(type)}.p0"
+    load = cgutils.get_or_insert_function(builder.module, ir.FunctionType(type, parameters), name)
+    aligned = ir.Constant(ir.IntType(32), 1)
+    return builder.call(load, [_at(builder, address, type), aligned, mask, ir.Constant(type, None)])
+
+
+def _store_some(builder: Any, value: Any, address: Any, mask: Any) -> None:
+    type = value.type
+    parameters = [type, type.as_pointer(), ir.IntType(32), mask.type]
+    name = f"llvm.masked.store.v{type.count}{_suffix(type)}.p0"
+    store = cgutils.get_or_insert_function(builder.module, ir.FunctionType(ir.VoidType(), parameters), name)
+    aligned = ir.Constant(ir.IntType(32), 1)
+    builder.call(store, [value, _at(builder, address, type), aligned, mask])
+
+
+def _suffix(type: Any) -> str:
+    """Return what LLVM's names of intrinsics call the numbers of a vector."""
+    names = {"half": "f16", "float": "f32", "double": "f64"}
+    return names.get(str(type.element), str(type.element))
+
+
 @cache
 def move(dtype: torch.dtype, *, load: bool, width: int) -> Any:
-    """Return `move(to, from)`: copy `width` numbers between maps and vectors, converting between their types.
+    """Return `move(to, from, count)`: copy numbers between maps and vectors, converting between their types.
 
     Args:
         dtype: of the maps.
         load: from the maps into vectors, or back.
-        width: 1, or all lanes.
+        width: 1, or all lanes, of which the first `count` are in the map.
     """
     kept, computed = (_like(type, width) for type in _TYPES[dtype])
 
     def body(builder: Any, args: Any) -> None:
-        to, source = args
+        to, source, count = args
+        if width == 1:
+            if load:
+                _store(builder, _widen(builder, _load(builder, source, kept), dtype, width), to)
+            else:
+                _store(builder, _narrow(builder, _load(builder, source, computed), dtype, width), to)
+            return
+        mask = _some(builder, count, width)
         if load:
-            value = _widen(builder, _load(builder, source, kept), dtype, width)
+            _store(builder, _widen(builder, _load_some(builder, source, kept, mask), dtype, width), to)
         else:
-            value = _narrow(builder, _load(builder, source, computed), dtype, width)
-        _store(builder, value, to)
+            _store_some(builder, _narrow(builder, _load(builder, source, computed), dtype, width), to, mask)
 
-    return _void(2, body)
+    return _void(3, body)
+
+
+@cache
+def transpose(dtype: torch.dtype, *, load: bool) -> Any:
+    """Return `transpose(vectors, spacing, map, row, pixels, channels)`: a square of a channels-first map.
+
+    `channels` rows of `pixels` numbers, `row` bytes apart, become one vector of all channels for every pixel,
+    `spacing` bytes apart, or the other way round; both at most as many as a vector has lanes.
+
+    Args:
+        dtype: of the map.
+        load: from the map into vectors, or back.
+    """
+    width = lanes(dtype)
+    kept, computed = (ir.VectorType(type, width) for type in _TYPES[dtype])
+
+    def turn(builder: Any, rows: list[Any]) -> list[Any]:
+        # Exchange blocks off the diagonal, of half the size every time.
+        half = width // 2
+        while half:
+            upper = [i for i in range(width) if not i & half]
+            low = [i if not i & half else width + i - half for i in range(width)]
+            high = [i + half if not i & half else width + i for i in range(width)]
+            for i in upper:
+                a, b = rows[i], rows[i + half]
+                for place, order in ((i, low), (i + half, high)):
+                    mask = ir.Constant(ir.VectorType(ir.IntType(32), width), order)
+                    rows[place] = builder.shuffle_vector(a, b, mask)
+            half //= 2
+        return rows
+
+    def body(builder: Any, args: Any) -> None:
+        vectors, spacing, map, row, pixels, channels = args
+        mask = _some(builder, pixels, width)
+        none = ir.Constant(mask.type, None)
+
+        def address(start: Any, step: Any, index: int) -> Any:
+            return builder.add(start, builder.mul(step, ir.Constant(_INT, index)))
+
+        def inside(index: int, count: Any) -> Any:
+            return builder.icmp_signed("<", ir.Constant(_INT, index), count)
+
+        if load:
+            rows = []
+            for channel in range(width):
+                taken = builder.select(inside(channel, channels), mask, none)
+                value = _load_some(builder, address(map, row, channel), kept, taken)
+                rows.append(_widen(builder, value, dtype, width))
+            for pixel, value in enumerate(turn(builder, rows)):
+                with builder.if_then(inside(pixel, pixels), likely=True):
+                    _store(builder, value, address(vectors, spacing, pixel))
+            return
+        columns = []
+        for pixel in range(width):
+            # Beyond the last pixel the first one stands in, so that nothing else is read.
+            index = builder.select(inside(pixel, pixels), ir.Constant(_INT, pixel), ir.Constant(_INT, 0))
+            columns.append(_load(builder, builder.add(vectors, builder.mul(spacing, index)), computed))
+        for channel, value in enumerate(turn(builder, columns)):
+            with builder.if_then(inside(channel, channels), likely=True):
+                narrow = _narrow(builder, value, dtype, width)
+                _store_some(builder, narrow, address(map, row, channel), mask)
+
+    return _void(6, body)
 
 
 _LOOPS = 13
@@ -222,6 +324,18 @@ def _atomic_next(typing, address):
 
 
 atomic_next: Any = intrinsic(_atomic_next)
+
+
+def _as_pointer(typing, address, number):
+    """Return an address as a pointer to numbers of a type, for `numba.carray`."""
+
+    def codegen(context, builder, signature, args):
+        return builder.inttoptr(args[0], context.get_value_type(signature.return_type))
+
+    return types.CPointer(number.dtype)(types.int64, number), codegen
+
+
+as_pointer: Any = intrinsic(_as_pointer)
 
 
 @cache

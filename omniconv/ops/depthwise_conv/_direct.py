@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
 
@@ -101,11 +100,13 @@ class _Layout:
         """Return what the kernels' table says of the axes."""
         return [value for axis, tiles in zip(self.axes, self.tiles, strict=True) for value in (*axis, tiles)]
 
-    def permuted(self, weight: Tensor) -> Tensor:
-        """Return a weight (C, 1, *K) as (C, K0, K1, K2)."""
-        axes = [axis for axis in self.order if axis is not None]
-        shape = [axis[2] for axis in self.axes]
-        return weight[:, 0].permute(0, *(1 + axis for axis in axes)).reshape(weight.shape[0], *shape)
+    def taps(self, weight: Tensor) -> list[int]:
+        """Return what the packing of a weight (C, 1, *K) is told: its strides in bytes and its kernel."""
+        return [
+            weight.stride(0) * weight.element_size(),
+            *self.strides(weight)[2:],
+            *(axis[2] for axis in self.axes),
+        ]
 
 
 def _threads(work: float) -> int:
@@ -133,9 +134,10 @@ def _run_convolve(
     padding: Sequence[int],
     dilation: Sequence[int],
     gap: Sequence[int],
+    flip: bool,
 ) -> Tensor:
     from omniconv.ops._simd import VECTOR, accumulate, lanes, run_parallel
-    from omniconv.ops.depthwise_conv._direct_kernels import convolve_kernel
+    from omniconv.ops.depthwise_conv._direct_kernels import convolve_kernel, weight_packing
 
     n, channels = x.shape[:2]
     layout = _Layout(x, size, weight.shape[2:], stride, padding, dilation, gap)
@@ -143,22 +145,24 @@ def _run_convolve(
     if y.numel() == 0:
         return y
     width = lanes(x.dtype)
-    taps = layout.permuted(weight).flatten(1).to(torch.float64 if width == 8 else torch.float32)
-    blocks = math.ceil(channels / width)
-    packed = F.pad(taps, (0, 0, 0, blocks * width - channels))
-    packed = packed.reshape(blocks, width, -1).transpose(1, 2).contiguous()
-    start = packed.new_zeros(blocks * width)
-    if bias is not None:
-        start[:channels] = bias
+    taps, blocks = math.prod(weight.shape[2:]), math.ceil(channels / width)
+    computed = torch.float64 if width == 8 else torch.float32
+    packed = torch.empty((blocks * (taps + 1), width), dtype=computed)
+    start = packed.data_ptr() + blocks * taps * VECTOR
+    bias = None if bias is None else bias.to(x.dtype).contiguous()
+    weight_packing(x.dtype)[0](
+        packed.data_ptr(), start, channels, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), flip,
+        *layout.taps(weight),
+    )  # fmt: skip
     last = layout.axes[2]
     count = _even(last[1] // layout.tiles[2], _MOST_SUMS)
-    loops = accumulate(packed.dtype, count, last[3] * VECTOR, keep=False)
-    threads = _threads(y.numel() * taps.shape[1])
+    loops = accumulate(computed, count, last[3] * VECTOR, keep=False)
+    threads = _threads(y.numel() * taps)
     scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
     table = [
         threads, scratch.data_ptr(), layout.scratch(), n, channels, 1,
         x.data_ptr(), *layout.strides(x), y.data_ptr(), *layout.strides(y),
-        packed.data_ptr(), start.data_ptr(), loops.address, count, *layout.fields(),
+        packed.data_ptr(), start, loops.address, count, *layout.fields(),
     ]  # fmt: skip
     run_parallel(convolve_kernel(x.dtype), table, threads)
     return y
@@ -174,7 +178,7 @@ def _run_weight(
     gap: Sequence[int],
 ) -> Tensor:
     from omniconv.ops._simd import VECTOR, accumulate, lanes, run_parallel
-    from omniconv.ops.depthwise_conv._direct_kernels import weight_kernel
+    from omniconv.ops.depthwise_conv._direct_kernels import weight_kernel, weight_packing
 
     n, channels = x.shape[:2]
     width = lanes(x.dtype)
@@ -198,17 +202,10 @@ def _run_weight(
         sums.data_ptr(), 0, loops.address, count, *layout.fields(),
     ]  # fmt: skip
     run_parallel(weight_kernel(x.dtype), table, threads)
-    taps = sums.sum(0)[..., :real, :].movedim(-1, 1).flatten(0, 1)[:channels]
-    axes = [axis for axis in layout.order if axis is not None]
-    inverse = [axes.index(axis) for axis in range(len(axes))]
-    found = taps.reshape(channels, *(kernel[axis] for axis in axes)).permute(
-        0, *(1 + axis for axis in inverse)
-    )
-    return found.unsqueeze(1).to(x.dtype).contiguous()
-
-
-def _flip(weight: Tensor) -> Tensor:
-    return weight.flip(tuple(range(2, weight.ndim)))
+    found = x.new_empty((channels, 1, *kernel))
+    *sizes, _ = layout.taps(found)
+    weight_packing(x.dtype)[1](sums.data_ptr(), parts, last[2], channels, found.data_ptr(), *sizes, real)
+    return found
 
 
 def _mirrored(padding: Sequence[int], dilation: Sequence[int], kernel: Sequence[int]) -> list[int]:
@@ -222,17 +219,19 @@ def _save_convolve(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 
 def _backward_convolve(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (x, weight), (stride, padding, dilation, gap) = ctx.saved_tensors, ctx.sizes
+    (x, weight), (stride, padding, dilation, gap, flip) = ctx.saved_tensors, ctx.sizes
     kernel = weight.shape[2:]
     of_x = of_weight = of_bias = None
     if ctx.needs_input_grad[0]:
         mirrored = _mirrored(padding, dilation, kernel)
-        of_x = _convolve(grad, _flip(weight), None, x.shape[2:], gap, mirrored, dilation, stride)
+        of_x = _convolve(grad, weight, None, x.shape[2:], gap, mirrored, dilation, stride, not flip)
     if ctx.needs_input_grad[1]:
         of_weight = _weight(x, grad, kernel, stride, padding, dilation, gap)
+        if flip:
+            of_weight = of_weight.flip(tuple(range(2, weight.ndim)))
     if ctx.needs_input_grad[2]:
         of_bias = grad.sum((0, *range(2, grad.ndim)))
-    return of_x, of_weight, of_bias, None, None, None, None, None
+    return of_x, of_weight, of_bias, None, None, None, None, None, None
 
 
 def _save_weight(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -245,9 +244,9 @@ def _backward_weight(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:
     of_x = of_grad = None
     if ctx.needs_input_grad[0]:
         mirrored = _mirrored(padding, dilation, kernel)
-        of_x = _convolve(grad, _flip(change), None, x.shape[2:], gap, mirrored, dilation, stride)
+        of_x = _convolve(grad, change, None, x.shape[2:], gap, mirrored, dilation, stride, True)
     if ctx.needs_input_grad[1]:
-        of_grad = _convolve(x, change, None, grad.shape[2:], stride, padding, dilation, gap)
+        of_grad = _convolve(x, change, None, grad.shape[2:], stride, padding, dilation, gap, False)
     return of_x, of_grad, None, None, None, None, None
 
 
@@ -264,7 +263,7 @@ _weight_op.register_autograd(_backward_weight, setup_context=_save_weight)
 
 
 @_convolve_op.register_fake
-def _(x, weight, bias, size, stride, padding, dilation, gap):
+def _(x, weight, bias, size, stride, padding, dilation, gap, flip):
     return _empty(x, (*x.shape[:2], *size))
 
 
@@ -274,14 +273,21 @@ def _(x, grad, kernel, stride, padding, dilation, gap):
 
 
 class _EagerConvolve(torch.autograd.Function):
-    forward = staticmethod(_run_convolve)
-    setup_context = staticmethod(_save_convolve)
+    # A separate setup_context would have torch inspect the signature at every call.
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _save_convolve(ctx, inputs, y := _run_convolve(*inputs))
+        return y
+
     backward: Any = staticmethod(_backward_convolve)
 
 
 class _EagerWeight(torch.autograd.Function):
-    forward = staticmethod(_run_weight)
-    setup_context = staticmethod(_save_weight)
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        _save_weight(ctx, inputs, found := _run_weight(*inputs))
+        return found
+
     backward: Any = staticmethod(_backward_weight)
 
 
@@ -313,7 +319,7 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilatio
             f"the kernel must fit into the padded map: got kernel {tuple(weight.shape[2:])}, dilation {dilation}, "
             f"map {tuple(x.shape[2:])} and padding {padding}"
         )
-    return _convolve(x, weight, bias, size, stride, padding, dilation, [1] * len(size))
+    return _convolve(x, weight, bias, size, stride, padding, dilation, [1] * len(size), False)
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:
