@@ -1,0 +1,1 @@
+"""Layers over sequences (N, C, L) with a long memory."""
