@@ -1,0 +1,1 @@
+"""Layers for functions on spheres and features that turn with space."""

@@ -1,0 +1,1 @@
+"""Equivariant convolution of spherical-harmonic features along an edge."""
