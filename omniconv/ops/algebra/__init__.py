@@ -1,0 +1,1 @@
+"""Convolution over any semiring and any monoid: languages, polynomials and images are instances of one operation."""
