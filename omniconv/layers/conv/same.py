@@ -8,7 +8,15 @@ from torch.nn import functional as F
 
 from omniconv.core.cases import Case, Raises
 
-__all__ = ["SameConv2d"]
+__all__ = ["SameConv2d", "pad_same"]
+
+
+def pad_same(x: Tensor, extent: int, stride: int) -> Tensor:
+    """Return `x` with the zeros around it that a kernel of `extent` pixels and a stride need."""
+    height, width = x.shape[2:]
+    pad_h = extent - 1 - (height - 1) % stride
+    pad_w = extent - 1 - (width - 1) % stride
+    return F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
 
 
 class SameConv2d(nn.Conv2d):
@@ -56,10 +64,7 @@ class SameConv2d(nn.Conv2d):
 
     def pad(self, x: Tensor) -> Tensor:
         """Return `x` with its padding."""
-        height, width = x.shape[2:]
-        pad_h = self.extent - 1 - (height - 1) % self.stride[0]
-        pad_w = self.extent - 1 - (width - 1) % self.stride[1]
-        return F.pad(x, (pad_w // 2, pad_w - pad_w // 2, pad_h // 2, pad_h - pad_h // 2))
+        return pad_same(x, self.extent, self.stride[0])
 
     def forward(self, input: Tensor) -> Tensor:
         """Pad `input` and convolve it."""

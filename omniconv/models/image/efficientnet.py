@@ -2,7 +2,8 @@
 
 Paper: Tan and Le, https://arxiv.org/abs/1905.11946. B1 to B8 are B0 under two multipliers and with larger
 images; the rule that chooses them is `omniconv.design.scaling.compound_scaling`. The Lite networks leave the
-gates out and use ReLU6. `tf_` variants take TensorFlow's padding and norm, as weights trained there need.
+gates out and use ReLU6. The cc networks have experts in their last three stages (Yang et al., CondConv,
+https://arxiv.org/abs/1904.04971). `tf_` variants take TensorFlow's padding and norm, as weights trained there need.
 """
 
 from dataclasses import dataclass, replace
@@ -76,6 +77,18 @@ _LITE_SIZES = {
 _LITE = EfficientNetConfig(act="relu6", se_ratio=0.0, fixed_ends=True)
 
 
+def _with_experts(count: int) -> EfficientNetConfig:
+    stages = EfficientNetConfig.stages
+    return EfficientNetConfig((*stages[:-3], *(stage._replace(experts=count) for stage in stages[-3:])))
+
+
+_CC4_SIZES = {"cc_b0_4e": (1.0, 1.0, 224, 0.2, 13.31e6, None)}
+_CC8_SIZES = {
+    "cc_b0_8e": (1.0, 1.0, 224, 0.2, 24.01e6, 413e6),
+    "cc_b1_8e": (1.0, 1.1, 240, 0.2, 39.72e6, None),
+}
+
+
 def _rows() -> dict[str, Variant]:
     rows = {}
     for sizes, base, source in (
@@ -85,6 +98,8 @@ def _rows() -> dict[str, Variant]:
             "torchvision's table (b8: timm's); the paper prints 4.2 and 9.9 G for b4 and b5",
         ),
         (_LITE_SIZES, _LITE, "the authors' model page (tensorflow/tpu, efficientnet/lite)"),
+        (_CC4_SIZES, _with_experts(4), "timm's model cards"),
+        (_CC8_SIZES, _with_experts(8), "timm's model cards, and the paper's multiply-adds"),
     ):
         for name, (width, depth, size, drop, params, macs) in sizes.items():
             config = replace(base, width=width, depth=depth, drop_rate=drop)
@@ -101,6 +116,15 @@ VARIANTS = {
     "efficientnet_test": Variant(
         EfficientNet,
         EfficientNetConfig((Stage(1, 8, 1, 1), Stage(3, 16, 2, 2, 5)), stem_width=8, head_width=32),
+        size=32,
+        classes=10,
+    ),
+    "efficientnet_cc_test": Variant(
+        EfficientNet,
+        EfficientNetConfig(
+            (Stage(1, 8, 1, 1), Stage(3, 16, 2, 2, 5, experts=3)),
+            stem_width=8, head_width=32, padding="same", norm_eps=1e-3,
+        ),
         size=32,
         classes=10,
     ),

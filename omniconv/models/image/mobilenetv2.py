@@ -8,11 +8,12 @@ the public weights.
 import math
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
+from omniconv.layers.conv.condconv import CondConvResidual, ExpertConv2d
 from omniconv.layers.conv.inverted_residual import (
     DepthwiseSeparable,
     InvertedResidual,
@@ -35,6 +36,7 @@ class Stage(NamedTuple):
         repeats: n, blocks, before the depth multiplier.
         stride: s, of the first block.
         kernel_size: of the depthwise convolutions.
+        experts: kernels that every convolution mixes for each sample (CondConv); 0 for ordinary convolutions.
     """
 
     expansion: int
@@ -42,6 +44,7 @@ class Stage(NamedTuple):
     repeats: int
     stride: int
     kernel_size: int = 3
+    experts: int = 0
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,9 @@ class MobileNetV2Config:
         object.__setattr__(self, "stages", tuple(Stage(*stage) for stage in self.stages))
         if self.act not in _ACTS:
             raise ValueError(f"act must be one of {sorted(_ACTS)}: got {self.act!r}")
+        for stage in self.stages:
+            if stage.experts and stage.expansion == 1:
+                raise ValueError(f"a stage with experts needs an expansion above 1: got {stage}")
 
     def repeats(self, index: int) -> int:
         """Return how many blocks stage `index` has."""
@@ -132,7 +138,7 @@ class MobileNetV2(Backbone):
         for index, stage in enumerate(config.stages):
             blocks = []
             for position in range(repeats[index]):
-                options = {
+                options: dict[str, Any] = {
                     "kernel_size": stage.kernel_size,
                     "stride": stage.stride if position == 0 else 1,
                     "se_channels": int(channels * config.se_ratio),
@@ -144,6 +150,9 @@ class MobileNetV2(Backbone):
                 out = round_channels(stage.channels * config.width)
                 if stage.expansion == 1:
                     blocks.append(DepthwiseSeparable(channels, out, **options))
+                elif stage.experts:
+                    options |= {"expansion": stage.expansion, "experts": stage.experts}
+                    blocks.append(CondConvResidual(channels, out, **options))
                 else:
                     blocks.append(InvertedResidual(channels, out, expansion=stage.expansion, **options))
                 channels = out
@@ -168,7 +177,7 @@ class MobileNetV2(Backbone):
     def init_weights(self) -> None:
         """Draw every convolution from a normal distribution of variance 2 / (fan out of one group)."""
         for module in self.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d | ExpertConv2d):
                 fan_out = module.out_channels * module.kernel_size[0] * module.kernel_size[1] // module.groups
                 nn.init.normal_(module.weight, 0, math.sqrt(2 / fan_out))
                 if module.bias is not None:
