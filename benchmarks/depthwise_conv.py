@@ -4,8 +4,8 @@
 
 A step is the forward pass and the gradients of maps and kernels. Both sides run in channels-first and in
 channels-last (2-d maps) and the better one counts; one process, in turn, medians. Beside each time stands the floor:
-what the multiplications would take at the rate of a matrix product measured here, or the maps at the measured
-bandwidth, whichever is longer.
+what the multiplications of taps that meet the map would take at the rate of a matrix product measured here, or the
+maps at the bandwidth of a copy, whichever is longer; and the most memory that the step allocates through torch.
 """
 
 import argparse
@@ -13,6 +13,7 @@ import json
 import math
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -69,9 +70,35 @@ def machine_rates(dtype: torch.dtype) -> tuple[float, float]:
     """Return multiplications a second of a matrix product, and bytes a second of a copy."""
     a = torch.randn(1536, 1536).to(dtype)
     product = min(_seconds(lambda: a @ a) for _ in range(5))
-    big = torch.empty(2**26, dtype=torch.uint8)
-    copied = min(_seconds(lambda: big.clone()) for _ in range(5))
+    big = torch.ones(2**26, dtype=torch.uint8)
+    other = torch.ones_like(big)
+    copied = min(_seconds(lambda: other.copy_(big)) for _ in range(5))
     return 1536**3 / product, 2 * big.numel() / copied
+
+
+def met_taps(size: int, kernel: int, stride: int, dilation: int) -> int:
+    """Return how many taps of all outputs along an axis meet the map and not its padding."""
+    padding = dilation * (kernel - 1) // 2
+    outputs = (size + 2 * padding - dilation * (kernel - 1) - 1) // stride + 1
+    return sum(0 <= o * stride + t * dilation - padding < size for o in range(outputs) for t in range(kernel))
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Return the most memory that torch's allocator holds during a call beyond what it held before."""
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profiler:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        events = json.loads(file.read_text(encoding="utf-8"))["traceEvents"]
+    moments = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]")
+    held = most = 0
+    for _, amount in moments:
+        held += amount
+        most = max(most, held)
+    return most
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -137,15 +164,18 @@ def main() -> None:
         best = {side: min((t, n.split()[1]) for n, t in times.items() if n.startswith(side))
                 for side in ("torch", "direct", "auto")}  # fmt: skip
         outputs = math.prod(shape) // stride ** len(kernel)
-        floor = max(3 * outputs * math.prod(kernel) / rate,
-                    3 * (math.prod(shape) + outputs) * dtype.itemsize / bandwidth)  # fmt: skip
+        taps = shape[0] * shape[1] * math.prod(
+            met_taps(size, k, stride, dilation) for size, k in zip(shape[2:], kernel, strict=True)
+        )  # fmt: skip
+        floor = max(3 * taps / rate, 3 * (math.prod(shape) + outputs) * dtype.itemsize / bandwidth)
+        memory = {side: peak_bytes(calls[f"{side} {form}"]) for side, (_, form) in best.items()}
         row = {
             "network": network, "shape": shape, "kernel": kernel, "stride": stride, "dilation": dilation,
             "milliseconds": {name: round(1e3 * t, 4) for name, t in times.items()},
             "chosen": chosen[best["auto"][1]], "format": best["auto"][1],
             "speedup": round(best["torch"][0] / best["auto"][0], 3),
             "speedup_direct": round(best["torch"][0] / best["direct"][0], 3),
-            "floor_ms": round(1e3 * floor, 4),
+            "floor_ms": round(1e3 * floor, 4), "memory": round(memory["auto"] / memory["torch"], 3),
         }  # fmt: skip
         rows.append(row)
         size = "x".join(map(str, shape))
@@ -153,11 +183,14 @@ def main() -> None:
             f"{network:22s} {size:18s} {'x'.join(map(str, kernel)):7s} s{stride} d{dilation:<4d}"
             f"torch {1e3 * best['torch'][0]:9.2f} ms  direct {1e3 * best['direct'][0]:8.2f}  "
             f"auto {1e3 * best['auto'][0]:8.2f}  floor {1e3 * floor:7.2f}  "
-            f"{row['speedup']:7.2f} x  ({row['chosen']}, channels-{row['format']})",
+            f"{row['speedup']:7.2f} x  ({row['chosen']}, channels-{row['format']}), memory {row['memory']:.2f}",
             flush=True,
         )
     mean = math.exp(statistics.fmean(math.log(row["speedup"]) for row in rows))
-    print(f"{len(rows)} cases, geometric mean {mean:.2f} x, least {min(r['speedup'] for r in rows):.2f} x")
+    least, memory = min(row["speedup"] for row in rows), max(row["memory"] for row in rows)
+    print(
+        f"{len(rows)} cases, geometric mean {mean:.2f} x, least {least:.2f} x, memory at most {memory:.2f} x"
+    )
     if not arguments.only:
         result = {
             "subject": f"training step of depthwise convolutions, {arguments.dtype}",

@@ -217,17 +217,19 @@ def _depthwise(results: dict[str, dict]) -> list[str]:
     lines = [
         "## Depthwise convolutions", "",
         "Training step (forward pass and both gradients) of `omniconv.ops.depthwise_conv` against plain PyTorch, each "
-        "in the better of its memory formats. Last column: how many times the floor ours takes, which is the time of "
-        "the multiplications at the rate of a matrix product here, or of the maps at the bandwidth of a copy. "
-        "It counts taps on the padding too, which ours leaves out, so that less than 1 is possible. "
-        "Below 1.00 in the fourth column PyTorch is the faster one. `python benchmarks/depthwise_conv.py`.", "",
+        "in the better of its memory formats. Below 1.00 in the fourth column PyTorch is the faster one. Memory is the "
+        "most that a step allocates, as a share of PyTorch's. Last column: how many times the floor ours takes, which "
+        "is the time of the multiplications by taps that meet the map at the rate of a matrix product here, or of the "
+        "maps at the bandwidth of a copy, whichever is longer; maps that stay in the caches can be faster than that. "
+        "`python benchmarks/depthwise_conv.py`.", "",
     ]  # fmt: skip
     for name in ("float32", "bfloat16"):
         if (result := results.get(f"depthwise_conv_{name}")) is None:
             continue
         lines += [
             f"### {name}", "", f"Geometric mean over {len(result['rows'])} cases: {result['geometric_mean']:.1f}.", "",
-            "| from | maps | kernel | times as fast | implementation | of the floor |", "| - | - | - | -: | - | -: |",
+            "| from | maps | kernel | times as fast | implementation | memory | of the floor |",
+            "| - | - | - | -: | - | -: | -: |",
         ]  # fmt: skip
         for row in result["rows"]:
             sizes = [" x ".join(map(str, row[name])) for name in ("shape", "kernel")]
@@ -235,7 +237,32 @@ def _depthwise(results: dict[str, dict]) -> list[str]:
             ours = min(t for side, t in row["milliseconds"].items() if side.startswith("auto"))
             lines.append(
                 f"| {row['network']} | {' | '.join(sizes)} "
-                f"| {row['speedup']:.2f} | {row['chosen']} | {ours / row['floor_ms']:.1f} |"
+                f"| {row['speedup']:.2f} | {row['chosen']} | {row['memory']:.2f} | {ours / row['floor_ms']:.1f} |"
+            )
+        lines.append("")
+    return lines
+
+
+def _networks(results: dict[str, dict]) -> list[str]:
+    lines = [
+        "## Whole networks", "",
+        "`omniconv.accelerate` against the same network, with the same weights, in plain PyTorch in channels-last: how "
+        "many times as fast a training step (forward pass and all gradients) and inference are, and how far outputs "
+        "and gradients are apart, relative to their size. RepLKNet and Conv-TasNet are written out in the script, the "
+        "others are timm's or ours. `python benchmarks/accelerate.py`.", "",
+    ]  # fmt: skip
+    for name in ("float32", "bfloat16"):
+        if (result := results.get(f"accelerate_{name}")) is None:
+            continue
+        lines += [
+            f"### {name}", "",
+            "| network | input | training | inference | outputs differ by | gradients by |",
+            "| - | - | -: | -: | -: | -: |",
+        ]  # fmt: skip
+        for row in result["rows"]:
+            lines.append(
+                f"| {row['network']} | {' x '.join(map(str, row['shape']))} | {row['training']:.2f} "
+                f"| {row['inference']:.2f} | {row['output_difference']:.0e} | {row['gradient_difference']:.0e} |"
             )
         lines.append("")
     return lines
@@ -254,7 +281,7 @@ def benchmarks_page() -> str:
             "What users would run instead stands beside ours, in one process. Times of CPUs are given as ratios, "
             f"for they tell more about the machine than about the code ({one['threads']} threads of "
             f"{_escape(one['machine'])}, torch {one['torch']}).", "",
-            *_depthwise(results), *_small_images(results), *_deployed(results),
+            *_depthwise(results), *_networks(results), *_small_images(results), *_deployed(results),
         ]
     )  # fmt: skip
 

@@ -7,8 +7,9 @@ from omniconv.core.version import __version__
 
 if TYPE_CHECKING:
     from omniconv.core.errors import OmniconvError
-    from omniconv.layers.conv.depthwise import accelerate, decelerate
+    from omniconv.deploy.accelerate import accelerate, acceleration, decelerate
     from omniconv.models.factory import create_model, list_models
+    from omniconv.ops.tuning import tune
     from omniconv.pipeline.api import check, fit, load
     from omniconv.pipeline.run import Run
 
@@ -16,10 +17,12 @@ if TYPE_CHECKING:
 # Public name -> module that defines it. Nothing is imported before it is used.
 _PUBLIC = {
     "OmniconvError": "omniconv.core.errors",
-    "accelerate": "omniconv.layers.conv.depthwise",
-    "decelerate": "omniconv.layers.conv.depthwise",
+    "accelerate": "omniconv.deploy.accelerate",
+    "acceleration": "omniconv.deploy.accelerate",
+    "decelerate": "omniconv.deploy.accelerate",
     "create_model": "omniconv.models.factory",
     "list_models": "omniconv.models.factory",
+    "tune": "omniconv.ops.tuning",
     "check": "omniconv.pipeline.api",
     "fit": "omniconv.pipeline.api",
     "load": "omniconv.pipeline.api",
@@ -31,8 +34,8 @@ _PACKAGES = (
 )  # fmt: skip
 
 __all__ = [
-    "OmniconvError", "Run", "__version__", "accelerate", "check", "create_model", "decelerate", "fit",
-    "list_models", "load",
+    "OmniconvError", "Run", "__version__", "accelerate", "acceleration", "check", "create_model", "decelerate", "fit",
+    "list_models", "load", "tune",
 ]  # fmt: skip
 
 

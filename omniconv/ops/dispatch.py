@@ -6,15 +6,17 @@ takes the cheapest one that can; one chosen by name runs or raises, and never fa
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from omniconv.core.config import closest
+from omniconv.ops.choices import describe_call, known_choices
 
-__all__ = ["Explanation", "Implementation", "Row", "Table", "explain", "table_of"]
+__all__ = ["Explanation", "Implementation", "Row", "Table", "explain", "recording", "table_of"]
 
 MARGIN = 1.25
 """How many times as fast as plain torch an implementation must be by its estimate before `auto` takes it."""
@@ -76,6 +78,10 @@ class Table:
         """
         if impl == "auto":
             plain, *others = self.implementations
+            if not torch.compiler.is_compiling():
+                measured = self._measured(call)
+                if measured is not None:
+                    return measured
             others = [] if _exporting() else [row for row in others if row.supports(*call) is None]
             if not others:
                 return plain
@@ -96,6 +102,33 @@ class Table:
                 return row
         names = ["auto", *(row.name for row in self.implementations)]
         raise ValueError(f"{self.op} has no impl {impl!r}{closest(impl, names)} (of {', '.join(names)})")
+
+    def _measured(self, call: tuple[Any, ...]) -> Implementation | None:
+        """Return the implementation that `omniconv.tune` found to be the fastest for such a call, or None."""
+        if _calls is not None:
+            _calls[self.op, describe_call(call)] = self, call, torch.is_grad_enabled()
+        known = known_choices().get(self.op)
+        name = known.get(describe_call(call)) if known else None
+        for row in self.implementations:
+            if row.name == name and row.supports(*call) is None:
+                return row
+        return None
+
+
+Recorded = dict[tuple[str, str], tuple[Table, tuple[Any, ...], bool]]
+
+_calls: Recorded | None = None
+
+
+@contextmanager
+def recording() -> Iterator[Recorded]:
+    """Collect the different calls of operators with `impl="auto"` that are made meanwhile, with their grad mode."""
+    global _calls
+    _calls = {}
+    try:
+        yield _calls
+    finally:
+        _calls = None
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from torch import nn
 from omniconv.core.units import bytes_text, seconds_text
 from omniconv.data.augment import AugmentConfig
 from omniconv.data.schema import Schema
+from omniconv.deploy.accelerate import bears_channels_last
 from omniconv.design.cost import count_cost
 from omniconv.models.factory import create_model
 from omniconv.pipeline.config import FitConfig, Plan
-from omniconv.pipeline.train import bears_channels_last
 
 __all__ = ["Symmetry", "make_plan"]
 

@@ -29,6 +29,7 @@ from omniconv.core.weights import load_weights, save_weights
 from omniconv.data.augment import Augment
 from omniconv.data.batches import Batches
 from omniconv.data.preprocess import Preprocess
+from omniconv.deploy.accelerate import bears_channels_last
 from omniconv.layers.norm.sync_batch_norm import synchronise_batch_norm
 from omniconv.pipeline.config import Plan
 from omniconv.tasks.base import Task
@@ -36,7 +37,6 @@ from omniconv.tasks.base import Task
 __all__ = [
     "Interrupted",
     "Trainer",
-    "bears_channels_last",
     "make_optimizer",
     "processes",
     "rank_and_world",
@@ -57,21 +57,6 @@ def schedule(step: int, steps: int, warmup: float) -> float:
     if step < rise:
         return (step + 1) / (rise + 1)
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
-
-
-def bears_channels_last(model: nn.Module) -> bool:
-    """Return whether the network can be trained in channels-last.
-
-    With torch 2.13 on one AVX-512 thread the weight gradient of a strided 1x1 convolution of fewer than 16
-    channels in that format writes beyond its memory.
-    """
-    return not any(
-        isinstance(module, nn.Conv2d)
-        and module.kernel_size == (1, 1)
-        and max(module.stride) > 1
-        and module.in_channels < 16
-        for module in model.modules()
-    )
 
 
 def make_optimizer(model: nn.Module, plan: Plan) -> torch.optim.Optimizer:

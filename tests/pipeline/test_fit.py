@@ -17,8 +17,8 @@ from omniconv.core.units import bytes_text
 from omniconv.core.weights import read_header
 from omniconv.data.sources import open_images
 from omniconv.data.splits import load_splits
+from omniconv.deploy.accelerate import bears_channels_last
 from omniconv.pipeline.config import FitConfig, Plan
-from omniconv.pipeline.train import bears_channels_last
 from omniconv.pipeline.use import write_predictions
 
 DIGITS = open_images("digits")

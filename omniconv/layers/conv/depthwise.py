@@ -1,7 +1,7 @@
-"""Depthwise convolution layers whose training step is fast, and `accelerate`, which gives them to a whole network."""
+"""Depthwise convolution layers whose training step is fast; `omniconv.accelerate` gives them to a whole network."""
 
 from collections.abc import Sequence
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -9,10 +9,9 @@ from torch.nn import functional as F
 from omniconv.core.cases import Case
 from omniconv.ops.depthwise_conv.api import depthwise_conv
 
-__all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "DepthwiseConv3d", "accelerate", "decelerate"]
+__all__ = ["DepthwiseConv1d", "DepthwiseConv2d", "DepthwiseConv3d"]
 
 Sizes = int | Sequence[int]
-M = TypeVar("M", bound=nn.Module)
 
 
 class _DepthwiseConv(nn.Module):
@@ -89,40 +88,6 @@ class DepthwiseConv2d(_DepthwiseConv, nn.Conv2d):  # pyright: ignore[reportIncom
 
 class DepthwiseConv3d(_DepthwiseConv, nn.Conv3d):  # pyright: ignore[reportIncompatibleMethodOverride]
     """Depthwise `nn.Conv3d` for :math:`(N, C, D, H, W)`, with the arguments of `DepthwiseConv2d`."""
-
-
-_FAST = {nn.Conv1d: DepthwiseConv1d, nn.Conv2d: DepthwiseConv2d, nn.Conv3d: DepthwiseConv3d}
-_PLAIN = {fast: plain for plain, fast in _FAST.items()}
-
-
-def accelerate(model: M) -> M:
-    """Make the depthwise convolutions of any network fast, in place, and return the network.
-
-    Weights, state-dict keys, hooks and outputs stay as they are; `decelerate` takes it back. Layers of subclasses
-    of `nn.Conv` are left alone, for they may compute something else. Which implementation runs is chosen call by
-    call, see `omniconv.ops.explain`; plain torch runs wherever it is the faster one.
-
-    Args:
-        model: the network.
-    """
-    for module in model.modules():
-        if type(module) in _FAST:
-            layer = cast(nn.Conv2d, module)
-            if layer.groups == layer.in_channels > 1:
-                layer.__class__ = _FAST[type(module)]  # type: ignore[assignment]  # a subclass with no state of its own
-    return model
-
-
-def decelerate(model: M) -> M:
-    """Undo `accelerate`, in place, and return the network.
-
-    Args:
-        model: the network.
-    """
-    for module in model.modules():
-        if type(module) in _PLAIN:
-            module.__class__ = _PLAIN[type(module)]  # type: ignore[assignment]
-    return model
 
 
 CASES = (

@@ -1,27 +1,28 @@
-"""Every gradient as the right forward convolution, in channels-last: what oneDNN runs well on a CPU.
+"""Forward pass and input gradient as convolutions in channels-last: what oneDNN runs well on a CPU.
 
 Where torch computes the gradients of a depthwise convolution on a CPU, it takes tens of times as long as its
-channels-last forward pass. Both gradients are forward convolutions too: that of the input has the flipped
-kernel, and that of the weight convolves every (sample, channel) plane of the input with the gradient of the
-same plane, which is a depthwise convolution over N C channels.
+channels-last forward pass. The gradient of the input is a forward convolution with the flipped kernel. That of the
+weight is summed by the direct kernels, where numba is there for them; else it too is a forward convolution, of every
+(sample, channel) plane of the input with the gradient of the same plane.
 """
 
 import math
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from omniconv.ops.depthwise_conv import _direct
 from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
 
 _LAST = torch.channels_last
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
-def _convolve(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    padding = (weight.shape[2] // 2, weight.shape[3] // 2)
+def _convolve(x: Tensor, weight: Tensor, padding, dilation, bias: Tensor | None = None) -> Tensor:
     x = x.contiguous(memory_format=_LAST)
-    return F.conv2d(x, weight, bias, padding=padding, groups=weight.shape[0])
+    return F.conv2d(x, weight, bias, 1, padding, dilation, weight.shape[0])
 
 
 def _fold(x: Tensor) -> Tensor:
@@ -31,39 +32,44 @@ def _fold(x: Tensor) -> Tensor:
     return x.permute(2, 3, 0, 1).reshape(1, h, w, n * c).contiguous().permute(0, 3, 1, 2)
 
 
+def _weight_gradient(x: Tensor, grad: Tensor, kernel: torch.Size, padding, dilation) -> Tensor:
+    if _direct.supports(x, grad, None, 1, padding, dilation) is None:
+        return _direct.weight_gradient(x, grad, kernel, (1, 1), padding, dilation, (1, 1))
+    n, c = x.shape[:2]
+    # The taps lie `dilation` apart, so that is the stride from sum to sum.
+    planes = F.conv2d(_fold(x), _fold(grad).transpose(0, 1), None, dilation, padding, 1, n * c)
+    return planes.reshape(n, c, *kernel).sum(0).unsqueeze(1)
+
+
 class _Depthwise(torch.autograd.Function):
+    # A separate setup_context would have torch inspect the signature at every call.
     @staticmethod
-    def forward(x: Tensor, weight: Tensor) -> Tensor:
-        return _convolve(x, weight)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, padding, dilation) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.sizes = padding, dilation
+        return _convolve(x, weight, padding, dilation)
 
     @staticmethod
-    def setup_context(ctx, inputs, output) -> None:
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, *grads: Tensor):
-        x, weight = ctx.saved_tensors
+    def backward(ctx: Any, *grads: Tensor):
+        (x, weight), (padding, dilation) = ctx.saved_tensors, ctx.sizes
         grad = grads[0]
         grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            grad_x = _convolve(grad, weight.flip(2, 3))
+            # Padding that keeps the size is the same seen from the output.
+            grad_x = _convolve(grad, weight.flip(2, 3), padding, dilation)
         if ctx.needs_input_grad[1]:
-            n, c = x.shape[:2]
-            kernel = weight.shape[2:]
-            padding = (kernel[0] // 2, kernel[1] // 2)
-            planes = F.conv2d(_fold(x), _fold(grad).transpose(0, 1), padding=padding, groups=n * c)
-            grad_weight = planes.reshape(n, c, *kernel).sum(0).unsqueeze(1)
-        return grad_x, grad_weight
+            grad_weight = _weight_gradient(x, grad, weight.shape[2:], padding, dilation)
+        return grad_x, grad_weight, None, None
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:
     """Compute in channels-last and return the input's memory format."""
     kept = x.is_contiguous(memory_format=_LAST)
     if needs_grad(x, weight):
-        y = _Depthwise.apply(x, weight)
+        y = cast(Any, _Depthwise).apply(x, weight, padding, dilation)
         y = y if bias is None else y + bias[:, None, None]
     else:
-        y = _convolve(x, weight, bias)
+        y = _convolve(x, weight, padding, dilation, bias)
     return y if kept else y.contiguous()
 
 
@@ -76,9 +82,9 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
         return f"it is for odd kernels, not {kernel[0]} x {kernel[1]}"
     if weight.shape[0] != x.shape[1]:
         return f"it is for one kernel a channel, not {weight.shape[0] // x.shape[1]}"
-    if any(s != 1 for s in stride) or any(d != 1 for d in dilation):
-        return f"it is for stride 1 and dilation 1, not {stride} and {dilation}"
-    if any(p != k // 2 for p, k in zip(padding, kernel, strict=True)):
+    if any(s != 1 for s in stride):
+        return f"it is for stride 1, not {stride}"
+    if any(p != d * (k // 2) for p, k, d in zip(padding, kernel, dilation, strict=True)):
         return f"it is for padding that keeps the size, not {padding}"
     if x.device.type != "cpu":
         return f"it is for CPUs, not {x.device.type}"

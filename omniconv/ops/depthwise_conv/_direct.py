@@ -14,6 +14,7 @@ whose own gradients are convolutions again. So derivatives of every order run on
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -32,9 +33,32 @@ _MOST_SUMS = 14
 _WORTH_A_THREAD = 100_000
 
 
-def _even(size: int, most: int) -> int:
-    """Return the largest part when `size` is cut into as few parts of at most `most` as will do."""
-    return math.ceil(size / math.ceil(size / most))
+# What a vector that the registers take up or give back costs, in multiplications, and what calling the loops does.
+_HANDING, _CALLING = 2, 15
+
+
+@lru_cache(4096)
+def _width(length: int, starts: int, most: int, met: tuple[int, int, int, int]) -> int:
+    """Return how many neighbouring sums the registers should hold.
+
+    The more there are, the rarer is the operand that they share, but the more of them wait while the first or the last
+    of them alone meets the map. Sums i have met what lies from (low - i step) to (high - i step), rounded inwards to
+    `each`, and at most `starts`.
+    """
+    low, high, step, each = met
+    best, least = 1, math.inf
+    for count in range(1, min(most, length) + 1):
+        parts = math.ceil(length / count)
+        work = 0
+        for part in range(parts):
+            first = part * count
+            begin = max(0, math.ceil((low - (first + count - 1) * step) / each))
+            end = min(starts, (high - first * step) // each + 1)
+            # A sum waits four multiplications for itself.
+            work += max(0, end - begin) * max(count + 1, 4) + _HANDING * count + _CALLING
+        if work < least:
+            best, least = count, work
+    return best
 
 
 class _Layout:
@@ -155,7 +179,9 @@ def _run_convolve(
         *layout.taps(weight),
     )  # fmt: skip
     last = layout.axes[2]
-    count = _even(last[1] // layout.tiles[2], _MOST_SUMS)
+    size2, _, kernel2, stride2, padding2, dilation2, gap2 = last
+    met = (padding2, (size2 - 1) * gap2 + padding2, stride2, dilation2)
+    count = _width(last[1] // layout.tiles[2], kernel2, _MOST_SUMS, met)
     loops = accumulate(computed, count, last[3] * VECTOR, keep=False)
     threads = _threads(y.numel() * taps)
     scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
@@ -184,8 +210,9 @@ def _run_weight(
     width = lanes(x.dtype)
     layout = _Layout(x, grad.shape[2:], kernel, stride, padding, dilation, gap)
     last = layout.axes[2]
-    real = last[2]
-    count = _even(real, _MOST_SUMS - 2)
+    size2, out2, real, stride2, padding2, dilation2, gap2 = last
+    met = (padding2, (size2 - 1) * gap2 + padding2, dilation2, stride2)
+    count = _width(real, out2, _MOST_SUMS - 2, met)
     last[2] = math.ceil(real / count) * count
     blocks = math.ceil(channels / width)
     threads = _threads(grad.numel() * math.prod(kernel)) if grad.numel() else 1
@@ -226,7 +253,7 @@ def _backward_convolve(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         mirrored = _mirrored(padding, dilation, kernel)
         of_x = _convolve(grad, weight, None, x.shape[2:], gap, mirrored, dilation, stride, not flip)
     if ctx.needs_input_grad[1]:
-        of_weight = _weight(x, grad, kernel, stride, padding, dilation, gap)
+        of_weight = weight_gradient(x, grad, kernel, stride, padding, dilation, gap)
         if flip:
             of_weight = of_weight.flip(tuple(range(2, weight.ndim)))
     if ctx.needs_input_grad[2]:
@@ -299,7 +326,8 @@ def _convolve(x: Tensor, *others: Any) -> Tensor:
     return _convolve_op(x, *others) if _traced(x) else _EagerConvolve.apply(x, *others)
 
 
-def _weight(x: Tensor, *others: Any) -> Tensor:
+def weight_gradient(x: Tensor, *others: Any) -> Tensor:
+    """Return the gradient of the weight, given x, that of the output, kernel, stride, padding, dilation and gap."""
     return _weight_op(x, *others) if _traced(x) else _EagerWeight.apply(x, *others)
 
 
@@ -336,9 +364,15 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
 
 
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:
-    """Return about how many seconds the call takes: its overhead, its maps and its multiplications."""
-    outputs = x.shape[0] * weight.shape[0] * math.prod(x.shape[2:]) // math.prod(stride)
-    taps = outputs * math.prod(weight.shape[2:])
-    copied = 6e-10 if _last_format(x) else 9e-10
-    once = 2e-4 + copied * (x.numel() + outputs) + taps / 1.3e11
+    """Return about how many seconds the call takes: overhead, maps, rows, and the taps that meet the map."""
+    axes = []
+    for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
+        out = (size + 2 * p - d * (k - 1) - 1) // s + 1
+        # Taps on the padding are left out.
+        axes.append((k, out, max(1, k - p * (p + d) // (s * d * max(1, out)))))
+    outputs = x.shape[0] * weight.shape[0] * math.prod(out for _, out, _ in axes)
+    taps = outputs * math.prod(met for *_, met in axes)
+    _, longest, along = max(axes, key=lambda axis: axis[:2])
+    rows = taps // max(1, longest * along)
+    once = 7e-5 + 1.8e-10 * (x.numel() + outputs) + taps / 8e10 + 1.4e-9 * rows
     return 3 * once if needs_grad(x, weight) else once

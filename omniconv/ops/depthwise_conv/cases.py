@@ -55,7 +55,7 @@ CASES = (
             Raises(
                 ValueError,
                 "impl 'channels_last' of depthwise_conv cannot take this call: "
-                "it is for stride 1 and dilation 1, not (2, 2) and (1, 1); use impl='auto'",
+                "it is for stride 1, not (2, 2); use impl='auto'",
                 {"impl": "channels_last", "stride": 2},
             ),
         ),

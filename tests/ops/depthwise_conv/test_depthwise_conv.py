@@ -69,8 +69,8 @@ def test_auto_leaves_alone_what_was_not_measured():
         (
             (2, 3, 9, 9),
             (3, 1, 3, 3),
-            {"padding": 2, "dilation": 2},
-            r"it is for stride 1 and dilation 1, not \(1, 1\) and \(2, 2\)",
+            {"padding": 1, "stride": 2},
+            r"it is for stride 1, not \(2, 2\)",
         ),
     ],
 )
