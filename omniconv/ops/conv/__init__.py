@@ -1,0 +1,1 @@
+"""Convolution lowered in different ways, in 1 and 2 dimensions."""
