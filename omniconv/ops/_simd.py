@@ -178,7 +178,7 @@ def move(dtype: torch.dtype, *, load: bool, width: int) -> Any:
 
 @cache
 def transpose(dtype: torch.dtype, *, load: bool) -> Any:
-    """Return `transpose(vectors, spacing, map, row, pixels, channels)`: a square of a channels-first map.
+    """Return the compiled `transpose(vectors, spacing, map, row, pixels, channels)`: a square of a channels-first map.
 
     `channels` rows of `pixels` numbers, `row` bytes apart, become one vector of all channels for every pixel,
     `spacing` bytes apart, or the other way round; both at most as many as a vector has lanes.
@@ -190,7 +190,7 @@ def transpose(dtype: torch.dtype, *, load: bool) -> Any:
     width = lanes(dtype)
     kept, computed = (ir.VectorType(type, width) for type in _TYPES[dtype])
 
-    def turn(builder: Any, rows: list[Any]) -> list[Any]:
+    def exchange(builder: Any, rows: list[Any]) -> list[Any]:
         # Exchange blocks off the diagonal, of half the size every time.
         half = width // 2
         while half:
@@ -222,7 +222,7 @@ def transpose(dtype: torch.dtype, *, load: bool) -> Any:
                 taken = builder.select(inside(channel, channels), mask, none)
                 value = _load_some(builder, address(map, row, channel), kept, taken)
                 rows.append(_widen(builder, value, dtype, width))
-            for pixel, value in enumerate(turn(builder, rows)):
+            for pixel, value in enumerate(exchange(builder, rows)):
                 with builder.if_then(inside(pixel, pixels), likely=True):
                     _store(builder, value, address(vectors, spacing, pixel))
             return
@@ -231,12 +231,18 @@ def transpose(dtype: torch.dtype, *, load: bool) -> Any:
             # Beyond the last pixel the first one stands in, so that nothing else is read.
             index = builder.select(inside(pixel, pixels), ir.Constant(_INT, pixel), ir.Constant(_INT, 0))
             columns.append(_load(builder, builder.add(vectors, builder.mul(spacing, index)), computed))
-        for channel, value in enumerate(turn(builder, columns)):
+        for channel, value in enumerate(exchange(builder, columns)):
             with builder.if_then(inside(channel, channels), likely=True):
                 narrow = _narrow(builder, value, dtype, width)
                 _store_some(builder, narrow, address(map, row, channel), mask)
 
-    return _void(6, body)
+    run = _void(6, body)
+
+    @cfunc(types.void(*[types.int64] * 6))
+    def turn(vectors, spacing, map, row, pixels, channels):
+        run(vectors, spacing, map, row, pixels, channels)
+
+    return turn
 
 
 _LOOPS = 13
@@ -304,13 +310,21 @@ def accumulate(dtype: torch.dtype, count: int, spacing: int, *, keep: bool) -> A
     return loops
 
 
-def _emit_call(builder: Any, args: Any) -> None:
-    loops, *others = args
-    function = ir.FunctionType(ir.VoidType(), [_INT] * _LOOPS)
-    builder.call(builder.inttoptr(loops, function.as_pointer()), others)
+@cache
+def call(count: int) -> Any:
+    """Return `call(function, ...)`: call a compiled function, given its address and `count` int64 arguments.
+
+    What is called so is compiled once, by itself, and not again into everything that uses it.
+    """
+
+    def body(builder: Any, args: Any) -> None:
+        function = ir.FunctionType(ir.VoidType(), [_INT] * count)
+        builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
+
+    return _void(count + 1, body)
 
 
-call_accumulate: Any = _void(_LOOPS + 1, _emit_call)
+call_accumulate: Any = call(_LOOPS)
 """Call what `accumulate` returned, given its address and its arguments."""
 
 

@@ -24,6 +24,7 @@ from omniconv.ops._simd import (
     VECTOR,
     as_pointer,
     atomic_next,
+    call,
     call_accumulate,
     clear,
     lanes,
@@ -84,14 +85,18 @@ def _ceil(a, b):
 
 @cache
 def _packing(dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the functions that copy a box of a map into a buffer, and a row of a buffer into a map."""
+    """Return the compiled functions that copy a box of a map into a buffer, and a row of a buffer into a map."""
     full, kept = lanes(dtype), dtype.itemsize
     computed = VECTOR // full
     zero, load, load_one = clear(dtype), move(dtype, load=True, width=full), move(dtype, load=True, width=1)
     store, store_one = move(dtype, load=False, width=full), move(dtype, load=False, width=1)
-    turn_in, turn_out = transpose(dtype, load=True), transpose(dtype, load=False)
+    turn, turn_in, turn_out = (
+        call(6),
+        transpose(dtype, load=True).address,
+        transpose(dtype, load=False).address,
+    )
 
-    @njit
+    @cfunc(types.void(*[types.int64] * 15))
     def pack(
         buffer, width, base, gap, size, x, of_c, of_0, of_1, of_2, low_0, high_0, low_1, high_1, channels
     ):
@@ -119,15 +124,15 @@ def _packing(dtype: torch.dtype) -> tuple[Any, Any]:
             elif of_2 == kept:
                 for j in range(rows):
                     for k in range(0, last - first, full):
-                        turn_in(
-                            plane + j * row + k * gap * VECTOR, gap * VECTOR, source + j * of_1 + k * of_2, of_c,
-                            min(full, last - first - k), channels,
+                        turn(
+                            turn_in, plane + j * row + k * gap * VECTOR, gap * VECTOR,
+                            source + j * of_1 + k * of_2, of_c, min(full, last - first - k), channels,
                         )  # fmt: skip
             elif of_1 == kept:
                 for k in range(last - first):
                     for j in range(0, rows, full):
-                        turn_in(
-                            plane + j * row + k * gap * VECTOR, row, source + j * of_1 + k * of_2, of_c,
+                        turn(
+                            turn_in, plane + j * row + k * gap * VECTOR, row, source + j * of_1 + k * of_2, of_c,
                             min(full, rows - j), channels,
                         )  # fmt: skip
             else:
@@ -137,14 +142,16 @@ def _packing(dtype: torch.dtype) -> tuple[Any, Any]:
                         for k in range(last - first):
                             load_one(to + k * gap * VECTOR, one + k * of_2, 1)
 
-    @njit
+    @cfunc(types.void(*[types.int64] * 6))
     def unpack(buffer, count, y, of_c, of_2, channels):
         if of_c == kept:
             for k in range(count):
                 store(y + k * of_2, buffer + k * VECTOR, channels)
         elif of_2 == kept:
             for k in range(0, count, full):
-                turn_out(buffer + k * VECTOR, VECTOR, y + k * of_2, of_c, min(full, count - k), channels)
+                turn(
+                    turn_out, buffer + k * VECTOR, VECTOR, y + k * of_2, of_c, min(full, count - k), channels
+                )
         else:
             for lane in range(channels):
                 for k in range(count):
@@ -165,7 +172,11 @@ def weight_packing(dtype: torch.dtype) -> tuple[Any, Any]:
     computed = VECTOR // full
     zero, load, load_one = clear(dtype), move(dtype, load=True, width=full), move(dtype, load=True, width=1)
     store_one = move(dtype, load=False, width=1)
-    turn_in, turn_out = transpose(dtype, load=True), transpose(dtype, load=False)
+    turn, turn_in, turn_out = (
+        call(6),
+        transpose(dtype, load=True).address,
+        transpose(dtype, load=False).address,
+    )
     number = types.float64 if dtype == torch.float64 else types.float32
 
     @njit(types.void(*[types.int64] * 13))
@@ -182,7 +193,7 @@ def weight_packing(dtype: torch.dtype) -> tuple[Any, Any]:
                 source = weight + block * full * of_c + line // k1 * of_0 + line % k1 * of_1
                 if of_2 == kept:
                     for k in range(0, k2, full):
-                        turn_in(at + k * step, step, source + k * of_2, of_c, min(full, k2 - k), here)
+                        turn(turn_in, at + k * step, step, source + k * of_2, of_c, min(full, k2 - k), here)
                 else:
                     for k in range(k2):
                         zero(at + k * step)
@@ -204,7 +215,7 @@ def weight_packing(dtype: torch.dtype) -> tuple[Any, Any]:
                 to = weight + block * full * of_c + line // k1 * of_0 + line % k1 * of_1
                 if of_2 == kept:
                     for k in range(0, k2, full):
-                        turn_out(at + k * VECTOR, VECTOR, to + k * of_2, of_c, min(full, k2 - k), here)
+                        turn(turn_out, at + k * VECTOR, VECTOR, to + k * of_2, of_c, min(full, k2 - k), here)
                 else:
                     for lane in range(here):
                         for k in range(k2):
@@ -239,7 +250,8 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
     `accumulate(..., keep=False)` for `count` neighbouring outputs of the last axis, no more than its narrowest tile
     has, that lie its stride apart.
     """
-    pack, unpack = _packing(dtype)
+    pack, unpack = (function.address for function in _packing(dtype))
+    call_pack, call_unpack = call(15), call(6)
     full = lanes(dtype)
 
     @njit
@@ -269,7 +281,24 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
             low1, high1 = _pixels(from1, to1, k1, s1, p1, d1, g1, size1)
             base, width = from2 * s2 - p2, (to2 - from2 - 1) * s2 + (k2 - 1) * d2 + 1
             origin = x + n * x_n + block * full * x_c
-            pack(buffer, width, base, g2, size2, origin, x_c, x_0, x_1, x_2, low0, high0, low1, high1, here)
+            call_pack(
+                pack,
+                buffer,
+                width,
+                base,
+                g2,
+                size2,
+                origin,
+                x_c,
+                x_0,
+                x_1,
+                x_2,
+                low0,
+                high0,
+                low1,
+                high1,
+                here,
+            )
             row, plane = width * VECTOR, (high1 - low1) * width * VECTOR
             taps = weight + block * k0 * k1 * k2 * VECTOR
             for o0 in range(from0, to0):
@@ -293,7 +322,7 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
                         )  # fmt: skip
                         o2 += count
                     to = y + n * y_n + block * full * y_c + o0 * y_0 + o1 * y_1 + from2 * y_2
-                    unpack(stage, to2 - from2, to, y_c, y_2, here)
+                    call_unpack(unpack, stage, to2 - from2, to, y_c, y_2, here)
 
     return _kernel(share)
 
@@ -306,7 +335,7 @@ def weight_kernel(dtype: torch.dtype) -> Any:
     `accumulate(..., keep=True)` for `count` neighbouring taps of the last axis, a divisor of the packed gradient's
     length along it, that lie its dilation apart.
     """
-    pack, _ = _packing(dtype)
+    pack, call_pack = _packing(dtype)[0].address, call(15)
     full = lanes(dtype)
     zero = clear(dtype)
 
@@ -344,10 +373,27 @@ def weight_kernel(dtype: torch.dtype) -> Any:
                 buffer = scratch + slot * scratch_bytes
                 gradient = buffer + (high0 - low0) * plane
                 at = x + n * x_n + block * full * x_c
-                pack(buffer, width, base, g2, size2, at, x_c, x_0, x_1, x_2, low0, high0, low1, high1, here)
+                call_pack(
+                    pack,
+                    buffer,
+                    width,
+                    base,
+                    g2,
+                    size2,
+                    at,
+                    x_c,
+                    x_0,
+                    x_1,
+                    x_2,
+                    low0,
+                    high0,
+                    low1,
+                    high1,
+                    here,
+                )
                 at = y + n * y_n + block * full * y_c
-                pack(
-                    gradient, to2 - from2, from2, 1, out2, at, y_c, y_0, y_1, y_2, from0, to0, from1, to1, here
+                call_pack(
+                    pack, gradient, to2 - from2, from2, 1, out2, at, y_c, y_0, y_1, y_2, from0, to0, from1, to1, here
                 )  # fmt: skip
                 for o0 in range(from0, to0):
                     tap0, step0, n0, pixel0, move0 = _taps(o0, k0, s0, p0, d0, g0, size0)
