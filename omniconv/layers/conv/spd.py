@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from omniconv.core.cases import Case, Raises
+from omniconv.layers.conv.convert import input_shapes
 
 __all__ = ["SPDConv2d", "replace_strides"]
 
@@ -133,31 +134,17 @@ def replace_strides(model: M, images: Tensor) -> M:
     Raises:
         ValueError: if a layer cannot be written so; the message names it.
     """
+    shapes = input_shapes(model, images, (nn.Conv2d, nn.MaxPool2d, nn.AvgPool2d))
     model = copy.deepcopy(model)
-    channels: dict[nn.Module, int] = {}
-    strided = [
-        (name, module)
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) and max(_pixels(module.stride)) > 1
-    ]
-    hooks = [
-        module.register_forward_pre_hook(lambda pool, args: channels.update({pool: args[0].shape[1]}))
-        for _, module in strided
-    ]
-    training = model.training
-    with torch.no_grad():
-        model.eval()(images)
-    model.train(training)
-    for hook in hooks:
-        hook.remove()
-    for name, module in strided:
+    for name, shape in shapes.items():
+        module = model.get_submodule(name)
+        if max(_pixels(module.stride)) == 1:  # type: ignore[arg-type]
+            continue
         if isinstance(module, nn.MaxPool2d | nn.AvgPool2d):
-            conv = _averaging(module, channels[module], images)
-        else:
-            assert isinstance(module, nn.Conv2d)
-            conv = module
+            module = _averaging(module, shape[1], images)
+        assert isinstance(module, nn.Conv2d)
         try:
-            model.set_submodule(name, SPDConv2d.from_strided(conv))
+            model.set_submodule(name, SPDConv2d.from_strided(module))
         except ValueError as error:
             raise ValueError(f"{name}: {error}") from None
     return model
