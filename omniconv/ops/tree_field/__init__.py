@@ -1,0 +1,1 @@
+"""Products with functions of the distances on a tree, in near-linear time."""
