@@ -1,0 +1,1 @@
+"""Deformable sampling and aggregation, the operator behind deformable convolution in its four versions."""
