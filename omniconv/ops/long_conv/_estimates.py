@@ -42,7 +42,12 @@ def chunked(x, kernel, skip, gate_in, gate_out, origin) -> float:
 
 
 def depthwise(x, kernel, skip, gate_in, gate_out, origin) -> float:
-    """Return the seconds of `_depthwise.convolve`: what the direct convolution says of itself."""
+    """Return the seconds of `_depthwise.convolve`: what the direct convolution says of itself.
+
+    Infinite in compiled programs, which would be compiled anew for every size that its cost model looks at.
+    """
+    if torch.compiler.is_compiling():
+        return math.inf
     call = DEPTHWISE.prepare(x, _depthwise.weight(x, kernel), padding=_depthwise.padding(kernel, origin))
     return DEPTHWISE.select("auto", call).estimate(*call)
 
