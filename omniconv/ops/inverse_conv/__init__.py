@@ -1,0 +1,1 @@
+"""The inverse of a convolution that is padded at one corner."""
