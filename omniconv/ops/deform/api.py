@@ -153,8 +153,8 @@ def _prepare(
             f"got {tuple(x.shape)} and {tuple(offset.shape)}"
         )
     taps, channels = kernel[0] * kernel[1], x.shape[1]
-    groups, rest = divmod(offset.shape[1], 2 * taps)
-    if rest or groups == 0 or channels % groups:
+    groups = offset.shape[1] // (2 * taps)
+    if offset.shape[1] % (2 * taps) or groups == 0 or channels % groups:
         raise ValueError(
             f"offset must have 2 x {taps} channels for each group, and the groups must divide x's "
             f"{channels} channels: got {offset.shape[1]}"
