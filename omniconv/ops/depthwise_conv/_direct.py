@@ -365,14 +365,18 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
 
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:
     """Return about how many seconds the call takes: overhead, maps, rows, and the taps that meet the map."""
-    axes = []
+    outputs = taps = rows = 1
+    longest = 0
     for size, k, s, p, d in zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, strict=True):
         out = (size + 2 * p - d * (k - 1) - 1) // s + 1
-        # Taps on the padding are left out.
-        axes.append((k, out, max(1, k - p * (p + d) // (s * d * max(1, out)))))
-    outputs = x.shape[0] * weight.shape[0] * math.prod(out for _, out, _ in axes)
-    taps = outputs * math.prod(met for *_, met in axes)
-    _, longest, along = max(axes, key=lambda axis: axis[:2])
-    rows = taps // max(1, longest * along)
-    once = 7e-5 + 1.8e-10 * (x.numel() + outputs) + taps / 8e10 + 1.4e-9 * rows
+        # Taps on the padding are left out; symbolic sizes are spared the arithmetic.
+        met = k if torch.compiler.is_compiling() else max(1, k - p * (p + d) // (s * d * max(1, out)))
+        # Registers run along the axis with the longest kernel, rows along the others.
+        if k < longest:
+            rows = rows * out * met
+        else:
+            rows, longest = outputs * taps, k
+        outputs, taps = outputs * out, taps * met
+    planes = x.shape[0] * weight.shape[0]
+    once = 7e-5 + 1.8e-10 * (x.numel() + planes * outputs) + planes * (outputs * taps / 8e10 + 1.4e-9 * rows)
     return 3 * once if needs_grad(x, weight) else once

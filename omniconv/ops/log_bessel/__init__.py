@@ -1,0 +1,1 @@
+"""Logarithms of the modified Bessel functions I and K."""
