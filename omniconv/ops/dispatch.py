@@ -12,11 +12,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from omniconv.core.config import closest
 from omniconv.ops.choices import describe_call, known_choices
 
-__all__ = ["Explanation", "Implementation", "Row", "Table", "explain", "recording", "table_of"]
+__all__ = [
+    "Explanation",
+    "Implementation",
+    "Row",
+    "Table",
+    "explain",
+    "needs_grad",
+    "recording",
+    "table_of",
+    "transformed",
+]
 
 MARGIN = 1.25
 """How many times as fast as plain torch an implementation must be by its estimate before `auto` takes it."""
@@ -28,6 +41,16 @@ PLAIN = "torch"
 def _exporting() -> bool:
     # torch before 2.7 cannot tell export from compile; plain torch is right for both.
     return getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)()
+
+
+def _less(seconds: float, others: float) -> bool:
+    """Return whether one estimate is below another.
+
+    Of symbolic sizes only what holds for all counts: a guard on them would compile anew wherever two estimates cross.
+    """
+    if torch.compiler.is_compiling():
+        return statically_known_true(seconds < others)
+    return seconds < others
 
 
 @dataclass(frozen=True)
@@ -89,7 +112,7 @@ class Table:
             best, least = plain, plain.estimate(*call) / MARGIN
             for row in others:
                 seconds = row.estimate(*call)
-                if seconds < least:
+                if _less(seconds, least):
                     best, least = row, seconds
             return best
         for row in self.implementations:
@@ -166,6 +189,18 @@ class Explanation:
             what = f"about {1e3 * row.seconds:.3g} ms" if row.seconds is not None else row.reason
             lines.append(f"  {'*' if row.name == self.chosen else ' '} {row.name}: {what}")
         return "\n".join(lines)
+
+
+def needs_grad(*tensors: Tensor | None) -> bool:
+    """Return whether gradients of any of the tensors will be asked for."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+
+
+def transformed() -> bool:
+    """Return whether a torch.func transform or forward-mode differentiation is under way."""
+    if torch.compiler.is_compiling():
+        return False
+    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def table_of(op: Callable[..., Any]) -> Table:

@@ -121,7 +121,8 @@ class GaussianMixtureReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Rectify the mixtures `x`."""
-        mixture = _at_least_float32(x)
+        # The fit divides small differences: they should not depend on strides.
+        mixture = _at_least_float32(x).contiguous()
         # Differences of positions are too fine for bfloat16. There is no autocast on the meta device.
         with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
             fitted = fit_relu(mixture, self.bias.to(mixture))

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from omniconv.ops._numba import unsupported
 from omniconv.ops.conv._torch import memory_format, output_size
-from omniconv.ops.depthwise_conv._torch import transformed
+from omniconv.ops.dispatch import transformed
 
 
 def register(name: str, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:

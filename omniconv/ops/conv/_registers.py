@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import cfunc, types
 from numba.core import cgutils
 
-from omniconv.ops._simd import _INT, _TYPES, _load, _store, _void, lanes
+from omniconv.ops._simd import _INT, _TYPES, _load, _store, _void, call, lanes
 
 _ARGUMENTS = 14
 
@@ -79,11 +79,5 @@ def make_sums(dtype: torch.dtype, count: int, numbers: Literal["a", "b"]) -> Any
     return loops
 
 
-def _emit_call(builder: Any, args: Any) -> None:
-    loops, *others = args
-    function = ir.FunctionType(ir.VoidType(), [_INT] * _ARGUMENTS)
-    builder.call(builder.inttoptr(loops, function.as_pointer()), others)
-
-
-call_sums: Any = _void(_ARGUMENTS + 1, _emit_call)
+call_sums: Any = call(_ARGUMENTS)
 """Call what `make_sums` returned, given its address and its arguments."""

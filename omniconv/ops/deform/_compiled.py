@@ -9,7 +9,7 @@ from torch import Tensor
 
 from omniconv.ops import _numba
 from omniconv.ops.deform._torch import aggregate, as_maps, grid, pixel_major, sampled
-from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
+from omniconv.ops.dispatch import needs_grad, transformed
 
 # Fewer samples are not worth a second thread.
 _LEAST = 4096

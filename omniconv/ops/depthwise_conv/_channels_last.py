@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omniconv.ops.depthwise_conv import _direct
-from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
+from omniconv.ops.dispatch import needs_grad, transformed
 
 _LAST = torch.channels_last
 _ONEDNN = torch.backends.mkldnn.is_available()

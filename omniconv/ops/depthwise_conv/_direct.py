@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
+from omniconv.ops.dispatch import needs_grad, transformed
 
 _HAS_NUMBA = find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

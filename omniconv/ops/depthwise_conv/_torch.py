@@ -4,8 +4,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import functional as F
+
+from omniconv.ops.dispatch import needs_grad
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -18,18 +19,6 @@ def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilatio
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:
     """Return None: every call is supported."""
     return None
-
-
-def needs_grad(*tensors: Tensor | None) -> bool:
-    """Return whether gradients of any of the tensors will be asked for."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
-
-
-def transformed() -> bool:
-    """Return whether a torch.func transform or forward-mode differentiation is under way."""
-    if torch.compiler.is_compiling():
-        return False
-    return torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omniconv.ops._numba import spread, unsupported
-from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
+from omniconv.ops.dispatch import needs_grad, transformed
 from omniconv.ops.inverse_conv import _torch
 
 

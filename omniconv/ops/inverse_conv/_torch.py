@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.ops.depthwise_conv._torch import needs_grad
+from omniconv.ops.dispatch import needs_grad
 
 
 def folded(weight: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from omniconv.ops._numba import spread, unsupported
-from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
+from omniconv.ops.dispatch import needs_grad, transformed
 
 # So many elements are worth a thread.
 _LEAST = 4096

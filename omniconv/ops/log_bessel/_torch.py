@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import needs_grad
+from omniconv.ops.dispatch import needs_grad
 from omniconv.ops.log_bessel import _formulas
 from omniconv.ops.log_bessel._coefficients import FAR, LONG, NEAR_ROOT, ROOT, SPLIT, TEMME, TERMS
 

@@ -15,7 +15,7 @@ def log_iv(v: Tensor | float, x: Tensor, *, impl: str = "auto") -> Tensor:
     r"""Logarithm of the modified Bessel function of the first kind, after `Plesner et al.
     <https://arxiv.org/abs/2409.08729>`_, which neither over- nor underflows.
 
-    .. math:: \log (x), \qquad I_v(x) = \sum_{k=0}^\infty \frac{(x/2)^{v + 2k}}{k!\, \Gamma(v + k + 1)}
+    .. math:: \log I_v(x), \qquad I_v(x) = \sum_{k=0}^\infty \frac{(x/2)^{v + 2k}}{k!\, \Gamma(v + k + 1)}
 
     It is computed in float64 whatever the inputs' type. For orders to 1e5 and arguments from 1e-8 to 1e8 its error is
     below 1e-13 of its value, or of 1 near its zeros; derivatives by order and argument are as good.

@@ -15,7 +15,7 @@ def log_kv(v: Tensor | float, x: Tensor, *, impl: str = "auto") -> Tensor:
     r"""Logarithm of the modified Bessel function of the second kind, after `Plesner et al.
     <https://arxiv.org/abs/2409.08729>`_, which neither over- nor underflows.
 
-    .. math:: \log (x), \qquad K_v(x) = \int_0^\infty e^{-x \cosh t} \cosh(v t)\, dt
+    .. math:: \log K_v(x), \qquad K_v(x) = \int_0^\infty e^{-x \cosh t} \cosh(v t)\, dt
 
     It is computed in float64 whatever the inputs' type. For orders to 1e5 and arguments from 1e-8 to 1e8 its error is
     below 1e-13 of its value, or of 1 near its zeros; derivatives by order and argument are as good.

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import transformed
+from omniconv.ops.dispatch import transformed
 from omniconv.ops.long_conv import _torch, monarch
 
 WORKSPACE = {"cpu": 2**22}

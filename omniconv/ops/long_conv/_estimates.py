@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import needs_grad
 from omniconv.ops.depthwise_conv.api import TABLE as DEPTHWISE
+from omniconv.ops.dispatch import needs_grad
 from omniconv.ops.long_conv import _depthwise, _torch
 
 _CACHE = 2**25

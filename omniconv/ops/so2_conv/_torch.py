@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import needs_grad
+from omniconv.ops.dispatch import needs_grad
 from omniconv.ops.so2_conv.weights import weight_count, weight_rows
 from omniconv.ops.spherical_harmonics import edge_frames, rotate
 

@@ -11,8 +11,7 @@ from torch.nn import functional as F
 
 from omniconv.core.cases import OpCase, Raises
 from omniconv.ops._numba import spread, unsupported
-from omniconv.ops.depthwise_conv._torch import transformed
-from omniconv.ops.dispatch import Implementation, Table
+from omniconv.ops.dispatch import Implementation, Table, transformed
 
 __all__ = ["assign", "grouped_nm_matmul", "patterns", "places", "to_matrix"]
 

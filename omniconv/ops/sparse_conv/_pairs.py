@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import needs_grad, transformed
+from omniconv.ops.dispatch import needs_grad, transformed
 
 
 def _pairs(neighbours: Tensor, reverse: bool) -> Iterator[tuple[Tensor, Tensor]]:

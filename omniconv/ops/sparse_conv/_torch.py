@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._torch import needs_grad
+from omniconv.ops.dispatch import needs_grad
 
 
 def run(x: Tensor, weight: Tensor, neighbours: Tensor) -> Tensor:
