@@ -181,15 +181,15 @@ def main() -> None:
                 plain.to(memory_format=torch.channels_last),
                 x.contiguous(memory_format=torch.channels_last),
             )
-        fast = omniconv.accelerate(copy.deepcopy(plain))
+        fast = omniconv.accelerate(copy.deepcopy(plain).train())
         models = {"plain": plain.train(), "accelerated": fast.train()}
         (y, gradients), (fast_y, fast_gradients) = (step(m, x, dtype) for m in models.values())
-        errors = [difference(a, b) for a, b in zip(fast_gradients, gradients, strict=True)]
+        # All together: the gradient of a bias before a batch norm is nothing but rounding.
+        error = difference(*(torch.cat([g.flatten() for g in gs]) for gs in (fast_gradients, gradients)))
         training = compare(
             {n: lambda m=m, x=x: step(m, x, dtype) for n, m in models.items()}, arguments.seconds
         )
-        for model in models.values():
-            model.eval()
+        models = {"plain": plain.eval(), "accelerated": omniconv.accelerate(copy.deepcopy(plain).eval())}
         output = difference(*(infer(m, x, dtype) for m in reversed(models.values())))
         inference = compare(
             {n: lambda m=m, x=x: infer(m, x, dtype) for n, m in models.items()}, arguments.seconds
@@ -201,12 +201,12 @@ def main() -> None:
             "training_ms": {n: round(1e3 * t, 2) for n, t in training.items()},
             "inference_ms": {n: round(1e3 * t, 2) for n, t in inference.items()},
             "output_difference": max(difference(fast_y, y), output),
-            "gradient_difference": max(errors), "gradient_difference_median": statistics.median(errors),
+            "gradient_difference": error,
         }  # fmt: skip
         rows.append(row)
         print(
             f"{name:16s} training {row['training_ms']} {row['training']:.2f} x, inference {row['inference_ms']} "
-            f"{row['inference']:.2f} x; outputs {row['output_difference']:.1e}, gradients {max(errors):.1e}",
+            f"{row['inference']:.2f} x; outputs {row['output_difference']:.1e}, gradients {error:.1e}",
             flush=True,
         )
     if not arguments.only:

@@ -98,14 +98,22 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
 def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> float:
     """Return about how many seconds the call takes, measured as told at the estimate of plain torch.
 
-    What grows with the maps are the copies between memory formats and of the folded planes. Infinite where
-    oneDNN's channels-last convolution was not measured to be the faster one: float64 and oblong kernels.
+    With the direct kernels for the weight's gradient it takes a little less than they do for everything where kernels
+    are small, but for 13 taps along an axis and wide dilation, where oneDNN is slow. Without them, what grows with
+    the maps are the copies between memory formats and of the folded planes. Infinite where it was not measured to be
+    the faster one.
     """
     height, width = weight.shape[2:]
-    if x.dtype != torch.float32 or height != width or not _ONEDNN:
+    last = x.is_contiguous(memory_format=_LAST)
+    if x.dtype != torch.float32 or not _ONEDNN:
+        return math.inf
+    if _direct.supports(x, weight, bias, stride, padding, dilation) is None:
+        slow = not last or 13 in (height, width) or max(dilation) > 6
+        share = math.inf if slow else 0.88 if 3 < max(height, width) < 13 else 1.02
+        return 2e-5 + share * _direct.estimate(x, weight, bias, stride, padding, dilation)
+    if height != width or max(dilation) > 1:
         return math.inf
     taps = x.numel() * height * width
-    last = x.is_contiguous(memory_format=_LAST)
     rate = 3e10 if height == 13 else 9e10
     if needs_grad(x, weight):
         return 4.2e-4 + x.numel() * (3.5e-9 if last else 7e-9) + 3 * taps / rate

@@ -378,5 +378,7 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
             rows, longest = outputs * taps, k
         outputs, taps = outputs * out, taps * met
     planes = x.shape[0] * weight.shape[0]
-    once = 7e-5 + 1.8e-10 * (x.numel() + planes * outputs) + planes * (outputs * taps / 8e10 + 1.4e-9 * rows)
+    # Rows that lie across the memory's are slower to turn.
+    copied = 1.8e-10 if weight.shape[-1] == longest else 3e-10
+    once = 7e-5 + copied * (x.numel() + planes * outputs) + planes * (outputs * taps / 8e10 + 1.4e-9 * rows)
     return 3 * once if needs_grad(x, weight) else once
