@@ -23,12 +23,12 @@ def gather_host(table: Tensor, index: Tensor, *, device: torch.device | str | No
     For a CUDA device the rows are gathered into pinned memory and copied while the host goes on.
 
     Args:
-        table: (M, *), on the CPU.
+        table: `(M, *)`, on the CPU.
         index: rows, (B,), integers, on the CPU.
         device: where the batch goes; by default the CPU.
 
     Returns:
-        (B, *).
+        `(B, *)`.
 
     Raises:
         ValueError: if the table is not in host memory, or the index is not a list of rows.

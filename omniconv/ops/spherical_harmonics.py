@@ -24,11 +24,11 @@ def spherical_harmonics(directions: Tensor, degree: int) -> Tensor:
     Legendre functions.
 
     Args:
-        directions: unit vectors (*, 3).
+        directions: unit vectors `(*, 3)`.
         degree: L, the highest.
 
     Returns:
-        (*, (L + 1)^2).
+        `(*, (L + 1)^2)`.
     """
     x, y, z = directions.unbind(-1)
     rows = [x] * (degree + 1) ** 2

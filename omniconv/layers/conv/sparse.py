@@ -29,7 +29,7 @@ _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 def active_sites(x: Tensor) -> Tensor:
-    """Return (N, 1, *S), whether any channel of a dense map (N, C, *S) is not zero."""
+    """Return `(N, 1, *S)`, whether any channel of a dense map `(N, C, *S)` is not zero."""
     return (x != 0).any(1, keepdim=True)
 
 
@@ -81,7 +81,7 @@ class _Conv(nn.Module):
         )
 
     def convolve_dense(self, x: Tensor, active: Tensor) -> Tensor:
-        """Return the dense convolution of `x`, zero outside the output sites `active` (N, 1, *S')."""
+        """Return the dense convolution of `x`, zero outside the output sites `active`, `(N, 1, *S)`."""
         y = _CONV[self.axes](x, self.weight, self.bias, self.stride, self.padding, self.dilation)
         return torch.where(active, y, 0)
 

@@ -18,7 +18,7 @@ def tensor_product(x: Tensor, directions: Tensor, paths: Tensor, degree: int) ->
     Args:
         x: (E, (L + 1)^2, C).
         directions: unit vectors (E, 3).
-        paths: (T, C', C), for every k and l one for each f from |l - k| to l + k.
+        paths: (T, C', C), for every k and l one for each f from abs(l - k) to l + k.
         degree: L.
     """
     filters = spherical_harmonics(directions, 2 * degree)

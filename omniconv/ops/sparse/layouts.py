@@ -1,6 +1,6 @@
 """Layouts of `STen <https://arxiv.org/abs/2304.07613>`_: masks, lists of entries, blocks and patterns.
 
-Those of matrices take a weight (O, C, *K) as the matrix (O, C K) that it multiplies with.
+Those of matrices take a weight `(O, C, *K)` as the matrix (O, C K) that it multiplies with.
 """
 
 import math

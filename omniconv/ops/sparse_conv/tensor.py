@@ -38,13 +38,13 @@ class SparseTensor:
 
     @classmethod
     def from_dense(cls, x: Tensor) -> "SparseTensor":
-        """Return maps (N, C, *S) as a sparse one whose sites are those with a channel that is not zero."""
+        """Return maps `(N, C, *S)` as a sparse one whose sites are those with a channel that is not zero."""
         coordinates = (x != 0).any(1).nonzero()
         features = x.movedim(1, -1)[tuple(coordinates.T)]
         return cls(features, coordinates, tuple(x.shape[2:]), x.shape[0])
 
     def dense(self) -> Tensor:
-        """Return the maps as (N, C, *S), zero where no site is active."""
+        """Return the maps as `(N, C, *S)`, zero where no site is active."""
         y = self.features.new_zeros(self.batch_size, *self.shape, self.features.shape[1])
         return y.index_put(tuple(self.coordinates.T), self.features).movedim(-1, 1)
 

@@ -37,7 +37,7 @@ class Polynomial:
         return _horner(self.coefficients, z)
 
     def factors(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u(z) and v(z), each (*z, rank)."""
+        """Return u(z) and v(z), each `(*z, rank)`."""
         a = self.coefficients
         powers = torch.stack([z**t for t in range(len(a))], -1)
         # u_r(x) = sum_t a_t binomial(t, r) x^(t - r), again polynomials.
@@ -59,7 +59,7 @@ class Exponential:
         return self.scale * torch.exp(self.rate * z)
 
     def factors(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u(z) and v(z), each (*z, 1)."""
+        """Return u(z) and v(z), each `(*z, 1)`."""
         power = torch.exp(self.rate * z)[..., None]
         return self.scale * power, power
 
@@ -76,7 +76,7 @@ class Cosine:
         return torch.cos(self.frequency * z + self.phase)
 
     def factors(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Return u(z) and v(z), each (*z, 2)."""
+        """Return u(z) and v(z), each `(*z, 2)`."""
         angle = self.frequency * z
         shifted = angle + self.phase
         u = torch.stack([torch.cos(shifted), -torch.sin(shifted)], -1)
