@@ -105,7 +105,9 @@ def running(predictor, **limits):
     try:
         wait(lambda: server.started)
         port = server.servers[0].sockets[0].getsockname()[1]
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30) as client:
+        # A kept connection could be closed by the server in the moment in which the next request takes it.
+        fresh = httpx.Limits(max_keepalive_connections=0)
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=30, limits=fresh) as client:
             yield client, app
     finally:
         server.should_exit = True
