@@ -35,7 +35,8 @@ def accelerate(model: M) -> M:
     call by call, and plain torch runs wherever it is the faster one.
 
     A network in eval mode is also folded: without gradients, a convolution, the batch norm behind it and the
-    activation behind that run as one, which follows changes of their weights. A convolution of such a group that is
+    activation behind that run as one, which follows changes of their weights (but for those in place through `.data`,
+    which torch does not count). A convolution of such a group that is
     called by itself gives what the group gives. In training mode, under hooks and under `torch.compile` every layer
     computes for itself.
 

@@ -120,6 +120,8 @@ class Fold:
         return not (
             torch.is_grad_enabled()
             or torch.compiler.is_compiling()
+            # A parametrized convolution computes its weight anew every time.
+            or type(conv) not in _CONVS
             or conv.training
             or norm.training
             or type(x) is not Tensor

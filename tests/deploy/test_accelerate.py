@@ -144,6 +144,23 @@ def test_folded_weights_follow_every_change():
     torch.testing.assert_close(model(x.double()), twin.double()(x.double()))
 
 
+@torch.no_grad()
+def test_weights_that_are_parametrized_later_are_computed_every_time():
+    model, x = omniconv.accelerate(folded(nn.ReLU())), torch.randn(2, 4, 9, 7)
+    model(x)
+    scale = nn.Parameter(torch.ones(()))
+
+    class Scaled(nn.Module):
+        def forward(self, weight):
+            return weight * scale
+
+    nn.utils.parametrize.register_parametrization(model[0], "weight", Scaled())
+    for value in (1.0, 0.5, 2.0):
+        scale.fill_(value)
+        plain = nn.functional.conv2d(x, model[0].weight, None, 2, 1)
+        torch.testing.assert_close(model(x), model[2](model[1](plain)))
+
+
 def test_training_gradients_hooks_and_other_norms_see_every_layer():
     model, twin = omniconv.accelerate(folded(nn.ReLU())), folded(nn.ReLU())
     x = torch.randn(2, 4, 9, 7)
