@@ -12,6 +12,7 @@ Paper: Elliott, https://arxiv.org/abs/1903.10677, after Brzozowski's derivatives
 derivatives once they are known, `Regex` is symbolic.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, reduce
@@ -22,7 +23,7 @@ from omniconv.ops.algebra.semirings import Semiring
 __all__ = ["Language", "Regex", "Trie", "regular_expressions"]
 
 
-class Language:
+class Language(ABC):
     """A function of words with values in a semiring; words are sequences of symbols.
 
     Attributes:
@@ -33,9 +34,9 @@ class Language:
     semiring: Semiring
     at_empty: Any
 
+    @abstractmethod
     def derivative(self, symbol: Hashable) -> "Language":
         """Return the function of what follows `symbol`."""
-        raise NotImplementedError
 
     def __getitem__(self, word: Iterable[Hashable]) -> Any:
         return reduce(lambda f, symbol: f.derivative(symbol), word, self).at_empty
