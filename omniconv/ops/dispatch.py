@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from omniconv.core.config import closest
 from omniconv.ops.choices import describe_call, known_choices
@@ -49,6 +48,9 @@ def _less(seconds: float, others: float) -> bool:
     Of symbolic sizes only what holds for all counts: a guard on them would compile anew wherever two estimates cross.
     """
     if torch.compiler.is_compiling():
+        # Brings sympy, which programs that compile nothing need not load.
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
         return statically_known_true(seconds < others)
     return seconds < others
 
