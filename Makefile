@@ -44,13 +44,15 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/licences.py
 
+# Without the trainings of fit_small_images.py, which take an hour of a quiet machine.
 bench: $(VENV)/.dev
-	for script in $(filter-out benchmarks/_%,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/_% benchmarks/fit_%,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	$(BIN)/python benchmarks/_table.py
 
 docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -W --keep-going -q -b html docs docs/_build/html
 	@echo "docs/_build/html/index.html"
 
 clean:
-	rm -rf docs/_build docs/papers docs/api docs/benchmarks build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf docs/_build docs/papers docs/networks docs/api docs/benchmarks build dist .pytest_cache .ruff_cache .import_linter_cache .hypothesis
 	find omniconv tests -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,10 +1,13 @@
-"""Writes the pages of docs/papers, docs/api and docs/benchmarks before a build."""
+"""Writes the pages of docs/papers, docs/networks, docs/api and docs/benchmarks before a build."""
 
+import importlib
+import inspect
 import json
 import shutil
 from pathlib import Path
 
 from omniconv.core.registry import module_names
+from omniconv.models.factory import get_variant, list_models
 from omniconv.papers.readme import render
 from omniconv.papers.records import (
     KINDS,
@@ -171,6 +174,32 @@ def api_pages() -> dict[str, str]:
     return pages
 
 
+def networks_page() -> str:
+    """Return the catalogue of networks: a table a module, as its docstring introduces it."""
+    families: dict[str, list[str]] = {}
+    for name in list_models():
+        families.setdefault(get_variant(name).model.__module__, []).append(name)
+    lines = [
+        "# Networks", "",
+        f"{len(list_models())} networks by name, `omniconv.create_model(name)`; parameter names are those of "
+        "the public weights. Parameters and multiply-adds are the published ones, to which a test holds ours; an empty "
+        "cell means that nobody printed a figure. `omniconv models 'convnext*'` lists them on the command line.", "",
+    ]  # fmt: skip
+    for module, names in sorted(families.items()):
+        doc = (inspect.getdoc(importlib.import_module(module)) or "").split("\n\n")[0].replace("\n", " ")
+        lines += [f"## {_escape(doc.split('.')[0])}", "", f"{{py:mod}}`{module}`. {_escape(doc)}", ""]
+        lines += ["| name | parameters | multiply-adds | pixels |", "| - | -: | -: | -: |"]
+        for name in names:
+            row = get_variant(name)
+            figures = [
+                f"{value / unit:.4g} {sign}" if value else ""
+                for value, unit, sign in ((row.params, 1e6, "M"), (row.macs, 1e9, "G"))
+            ]
+            lines.append(f"| `{name}` | {' | '.join(figures)} | {row.size} |")
+        lines.append("")
+    return "\n".join(lines)
+
+
 def _small_images(results: dict[str, dict]) -> list[str]:
     rows = []
     for result in (result for name, result in results.items() if name.startswith("fit_")):
@@ -268,6 +297,63 @@ def _networks(results: dict[str, dict]) -> list[str]:
     return lines
 
 
+def _long_conv(results: dict[str, dict]) -> list[str]:
+    if (result := results.get("long_conv")) is None:
+        return []
+    lines = [
+        "## Long convolutions", "",
+        "`omniconv.ops.long_conv` with causal kernels as long as the sequence against the better of torch's FFTs, "
+        "padded to twice the length, and, while its products end within a second, `F.conv1d`. Memory is what a "
+        "step adds to the process, in MB, beside that of `torch.fft`. `python benchmarks/long_conv.py`.", "",
+        "| samples x channels x length | forward | training step | implementation | memory | of torch.fft |",
+        "| - | -: | -: | - | -: | -: |",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        lines.append(
+            f"| {' x '.join(map(str, row['shape']))} | {row['forward_speedup']:.2f} | {row['step_speedup']:.2f} "
+            f"| {row['chosen']} | {row['peak_mb']['omniconv']:.0f} | {row['peak_mb']['torch.fft']:.0f} |"
+        )
+    return [*lines, ""]
+
+
+def _backbones(results: dict[str, dict]) -> list[str]:
+    if (result := results.get("backbones")) is None:
+        return []
+    lines = [
+        "## Backbones", "",
+        "One network a family, of about the same multiply-adds, on the same images of 224 pixels, through "
+        "`omniconv.accelerate`: images a second here, and how many times as fast as the network beside it in plain "
+        "PyTorch in channels-last. Below 1.00 plain PyTorch is the faster one. `python benchmarks/backbones.py`.", "",
+        "| network | parameters | training, images/s | times | inference, images/s | times | against |",
+        "| - | -: | -: | -: | -: | -: | - |",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        lines.append(
+            f"| {_escape(row['network'])} | {row['parameters'] / 1e6:.1f} M | {row['training accelerated']:.1f} "
+            f"| {row['training']:.2f} | {row['inference accelerated']:.1f} | {row['inference']:.2f} "
+            f"| {row['against']} |"
+        )
+    return [*lines, ""]
+
+
+def parity_page() -> str:
+    """Return the page of the networks that were compared with public implementations."""
+    table = json.loads((Path(__file__).parent / "parity.json").read_text(encoding="utf-8"))
+    lines = [
+        "# Parity with public implementations", "",
+        f"Every network that timm {table['timm']} has under the same name: random weights that hide no parameter, "
+        "loaded strictly by their names, and the largest difference of outputs and of the gradients of the images, "
+        "relative to the largest value, in eval and in training mode. In float32 rounding differs where memory formats "
+        "or the order of sums do. `python tools/parity.py`.", "",
+        "| network | parameters | float32: eval | training | gradients | float64: eval | training | gradients |",
+        "| - | -: | -: | -: | -: | -: | -: | -: |",
+    ]  # fmt: skip
+    for name, row in sorted(table["networks"].items()):
+        cells = [f"{row[kind]:.0e}" if kind in row else "" for kind in table["columns"]]
+        lines.append(f"| {_escape(name)} | {row['parameters'] / 1e6:.1f} M | {' | '.join(cells)} |")
+    return "\n".join([*lines, ""])
+
+
 def benchmarks_page() -> str:
     """Return the page of what the scripts in benchmarks/ measured last."""
     folder = Path(__file__).parent.parent / "benchmarks" / "results"
@@ -281,7 +367,8 @@ def benchmarks_page() -> str:
             "What users would run instead stands beside ours, in one process. Times of CPUs are given as ratios, "
             f"for they tell more about the machine than about the code ({one['threads']} threads of "
             f"{_escape(one['machine'])}, torch {one['torch']}).", "",
-            *_depthwise(results), *_networks(results), *_small_images(results), *_deployed(results),
+            *_depthwise(results), *_long_conv(results), *_networks(results), *_backbones(results),
+            *_small_images(results), *_deployed(results),
         ]
     )  # fmt: skip
 
@@ -290,9 +377,11 @@ def main(docs: Path) -> None:
     """Write all generated pages; a page whose text is unchanged keeps its time, so Sphinx skips it."""
     pages = {f"papers/{r.number:03d}_{r.slug}.md": paper_page(r) for r in load_records()}
     pages["papers/index.md"] = papers_index()
+    pages["networks/index.md"] = networks_page()
     pages["benchmarks/index.md"] = benchmarks_page()
+    pages["benchmarks/parity.md"] = parity_page()
     pages |= {f"api/{name}.md": text for name, text in api_pages().items()}
-    for folder in ("papers", "api", "benchmarks"):
+    for folder in ("papers", "networks", "api", "benchmarks"):
         for old in (docs / folder).glob("*"):
             if f"{folder}/{old.name}" not in pages:
                 shutil.rmtree(old) if old.is_dir() else old.unlink()

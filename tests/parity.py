@@ -18,9 +18,41 @@ from torch.overrides import TorchFunctionMode
 
 from omniconv.layers.drop_path import DropPath
 
-__all__ = ["calibrate", "fill", "gap", "import_timm", "load_renamed", "no_dropout", "without_init"]
+__all__ = [
+    "calibrate",
+    "fill",
+    "gap",
+    "images_for",
+    "import_timm",
+    "input_gradient",
+    "load_renamed",
+    "no_dropout",
+    "without_init",
+]
 
 _libraries: list[torch.library.Library] = []
+
+
+def images_for(name: str) -> Tensor:
+    """Return two images that timm's network of this name takes, as small as it lets them be."""
+    timm = import_timm()
+    assert timm is not None
+    config = timm.get_pretrained_cfg(name)
+    size = (64, 96)
+    if config is not None and config.fixed_input_size:
+        size = config.input_size[1:]
+    elif "halonet" in name:  # whole blocks of eight pixels, in the last stage too
+        size = (256, 256)
+    return torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(1))
+
+
+def input_gradient(model: nn.Module, images: Tensor) -> Tensor:
+    """Return the gradient of a weighted sum of the logits by the images."""
+    with torch.enable_grad():
+        images = images.clone().requires_grad_()
+        logits = model(images)
+        probe = torch.linspace(-1, 1, logits.shape[1], dtype=logits.dtype)
+        return torch.autograd.grad((logits * probe).sum(), images)[0]
 
 
 def _torchvision_works() -> bool:

@@ -28,6 +28,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(papers_app, name="papers")
+weights_app = typer.Typer(help="Trained weights from elsewhere.", no_args_is_help=True)
+app.add_typer(weights_app, name="weights")
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 Data = Annotated[str, typer.Argument(help="Folder, table (CSV, Parquet), IDX or NPZ file, or: digits")]
@@ -103,6 +105,10 @@ def fit(
     data: Annotated[str | None, typer.Argument(help="Folder, table, IDX or NPZ file, or: digits")] = None,
     task: TaskOption = None,
     model: Annotated[str | None, typer.Option(help="Network, as in: omniconv models")] = None,
+    pretrained: Annotated[
+        str | None, typer.Option(metavar="WEIGHTS", help="Start from a file of weights, or hub:OWNER/NAME.")
+    ] = None,
+    trust: Annotated[bool, typer.Option("--trust", help="Load WEIGHTS although they may run code.")] = False,
     labels: Labels = None,
     target: Target = None,
     group: Group = None,
@@ -143,6 +149,8 @@ def fit(
                         "target": _columns(target),
                         "group": group,
                         "model": model,
+                        "pretrained": pretrained,
+                        "trust": trust,
                         "plan": plan,
                         "epochs": epochs,
                         "seconds": parse_seconds(time) if time else None,
@@ -259,8 +267,21 @@ def compress(
 
 
 @app.command()
-def bench(run: RunArg, as_json: Json = False) -> None:
-    """Time a trained network in every form that it has, side by side."""
+def bench(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A run folder, such as runs/001, or: mixers")],
+    as_json: Json = False,
+) -> None:
+    """Time a trained network in every form that it has, or compare token mixers in one small network."""
+    if run == "mixers" and not Path(run).exists():
+        from dataclasses import asdict
+
+        from omniconv.cli.show import Bar, mixer_table
+        from omniconv.papers.mixers import compare_mixers
+
+        with Bar("training", quiet=as_json) as bar:
+            rows = [asdict(scores) for scores in compare_mixers(progress=bar.update)]
+        _show(rows) if as_json else mixer_table(rows)
+        return
     from omniconv.cli.show import bench_table
 
     result = _run(run).bench()
@@ -322,15 +343,39 @@ def models(
 
 
 @app.command()
+@weights_app.command()
 def convert(
-    file: Annotated[str, typer.Argument(help="A PyTorch checkpoint (.pt, .pth, .bin, .ckpt).")],
+    file: Annotated[str, typer.Argument(help="PyTorch checkpoint (.pt, .pth, .bin, .ckpt) or safetensors.")],
+    model: Annotated[
+        str | None,
+        typer.Option(help="Network that they are for: checks them, and renames an official repository's."),
+    ] = None,
     trust: Annotated[bool, typer.Option("--trust", help="Load it although it may run code.")] = False,
     out: Annotated[str | None, typer.Option(help="safetensors file to write.")] = None,
 ) -> None:
-    """Turn a PyTorch checkpoint into safetensors."""
+    """Turn weights into safetensors, under the names of a network here."""
     from omniconv.pipeline.convert import convert_checkpoint
 
-    typer.echo(f"wrote {convert_checkpoint(file, out, trust=trust)}")
+    typer.echo(f"wrote {convert_checkpoint(file, out, model=model, trust=trust)}")
+
+
+@weights_app.command()
+def fetch(
+    source: Annotated[str, typer.Argument(metavar="hub:OWNER/NAME[@REVISION]")],
+    as_json: Json = False,
+) -> None:
+    """Download weights from the Hugging Face Hub into its cache on this machine."""
+    from omniconv.core.units import bytes_text
+    from omniconv.models.hub import HubWeights
+
+    found = HubWeights.parse(source).fetch()
+    if as_json:
+        _show(found)
+    else:
+        typer.echo(
+            f"{found['path']}\n{bytes_text(found['bytes'])}, licence {found['licence']}, sha256 {found['sha256']}\n"
+            f"from {found['from']}; the very same file again: {found['source']}"
+        )
 
 
 @app.command()

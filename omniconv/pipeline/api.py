@@ -11,7 +11,8 @@ from omniconv.core.errors import UsageError
 from omniconv.core.units import parse_bytes, parse_seconds
 from omniconv.data.schema import Problem
 from omniconv.deploy.runtimes import FORMATS
-from omniconv.models.factory import get_variant
+from omniconv.models.factory import create_model, get_variant
+from omniconv.models.weights import read_pretrained
 from omniconv.pipeline.check import check_data, open_labelled
 from omniconv.pipeline.config import FitConfig, Plan
 from omniconv.pipeline.fit import Fit, resumable
@@ -36,6 +37,8 @@ def fit(
     *,
     task: str | None = None,
     model: str | None = None,
+    pretrained: str | os.PathLike[str] | None = None,
+    trust: bool = False,
     labels: str | os.PathLike[str] | None = None,
     target: str | list[str] | None = None,
     group: str | None = None,
@@ -57,6 +60,9 @@ def fit(
         data: folder, table, array file, or "digits" for scikit-learn's handwritten digits.
         task: "classification", "multilabel" or "regression"; guessed from the labels by default.
         model: network by name; planned by default.
+        pretrained: weights to start from: a safetensors file, a PyTorch checkpoint, or `hub:OWNER/NAME`; without
+            `model` the network is the one that the file names.
+        trust: load a checkpoint although it may run code.
         labels: table of labels for a folder of pictures.
         target: label column or columns of the table.
         group: column whose groups stay within one split.
@@ -83,6 +89,8 @@ def fit(
             "target": target,
             "group": group,
             "model": model,
+            "pretrained": None if pretrained is None else os.fspath(pretrained),
+            "trust": trust,
             "plan": None if plan is None else os.fspath(plan),
             "epochs": epochs,
             "seconds": parse_seconds(time) if isinstance(time, str) else time,
@@ -109,6 +117,8 @@ def start(
         get_variant(config.model)
     if config.plan:
         get_variant(Plan.load(config.plan).network)
+    if config.pretrained:
+        config = _with_network(config)
     for name in config.export:
         if name not in FORMATS:
             raise UsageError(f"no export format {name!r}{closest(name, list(FORMATS))}")
@@ -122,6 +132,20 @@ def start(
         if world > 1:
             dist.broadcast_object_list(folder)
         return Fit(Run(folder[0]), data, on_event)()
+
+
+def _with_network(config: FitConfig) -> FitConfig:
+    """Return `config` with the network of its pretrained weights, which must fit."""
+    weights = read_pretrained(config.pretrained or "", trust=config.trust)
+    if config.plan:
+        plan = Plan.load(config.plan)
+        create_model(plan.network, pretrained=weights, **plan.options)
+        return config
+    name = config.model or weights.network
+    if not name:
+        raise UsageError(f"{config.pretrained} does not say which network it is for; name it with --model")
+    create_model(name, pretrained=weights)
+    return config.model_copy(update={"model": name})
 
 
 def resume(

@@ -20,6 +20,8 @@ class FitConfig(Config):
         target: label column or columns of the table.
         group: column whose groups must not be split between train, val and test.
         model: network by name.
+        pretrained: weights to start from: a file, or `hub:OWNER/NAME`.
+        trust: load these weights although they may run code.
         plan: path of a plan to follow instead of making one.
         epochs: passes over the training pictures.
         seconds: training time.
@@ -37,6 +39,8 @@ class FitConfig(Config):
     target: str | list[str] | None = None
     group: str | None = None
     model: str | None = None
+    pretrained: str | None = None
+    trust: bool = False
     plan: str | None = None
     epochs: int | None = Field(default=None, ge=1)
     seconds: float | None = Field(default=None, gt=0)

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -29,6 +29,7 @@ from omniconv.data.sources import ImageData
 from omniconv.data.splits import load_splits, make_splits, save_splits
 from omniconv.design.cost import count_cost
 from omniconv.models.factory import create_model, get_variant
+from omniconv.models.weights import Pretrained, read_pretrained
 from omniconv.pipeline import use
 from omniconv.pipeline.baseline import LinearProbe, targets_of
 from omniconv.pipeline.config import Plan
@@ -246,6 +247,7 @@ class Fit:
                 num_classes=task.outputs,
                 in_chans=data.schema.channels,
                 **plan.options,
+                pretrained=self._pretrained(),
             ).to(self.device)
         how: dict[str, Any] = {"seed": config.seed, "workers": config.workers}
         train = Batches(data, splits["train"], plan.size, batch_size=plan.batch, **how)
@@ -273,6 +275,15 @@ class Fit:
             self._keep_network(trainer, data, task, plan, preprocess)
             raise
         self._keep_network(trainer, data, task, plan, preprocess)
+
+    def _pretrained(self) -> Pretrained | Literal[False]:
+        """Return the weights to start from; a run that goes on has its own."""
+        source = self.config.pretrained
+        if source is None or (self.folder / "checkpoint.safetensors").exists():
+            return False
+        weights = read_pretrained(source, trust=self.config.trust)
+        self._say(f"starting from {source}, its classifier left out where the classes differ")
+        return weights
 
     def _watch(self, event: dict[str, Any]) -> None:
         if event["event"] == "epoch":

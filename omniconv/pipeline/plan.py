@@ -14,7 +14,7 @@ from torch import nn
 from omniconv.core.units import bytes_text, seconds_text
 from omniconv.data.augment import AugmentConfig
 from omniconv.data.schema import Schema
-from omniconv.deploy.accelerate import bears_channels_last
+from omniconv.deploy.accelerate import accelerate, bears_channels_last
 from omniconv.design.cost import count_cost
 from omniconv.models.factory import create_model
 from omniconv.pipeline.config import FitConfig, Plan
@@ -99,6 +99,7 @@ def measure(network: str, size: int, channels: int, outputs: int, device: torch.
         if bears_channels_last(model):
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             x = x.contiguous(memory_format=torch.channels_last)
+        model = accelerate(model)
         times = {"float32": _train_step_seconds(model, x, "float32")}
         if _has_bfloat16(device):
             times["bfloat16"] = _train_step_seconds(model, x, "bfloat16")
@@ -212,9 +213,13 @@ def make_plan(
             f"{symmetry.horizontal:.0%} of them mirrored left to right and {symmetry.vertical:.0%} upside down: "
             f"{'mirrored' if symmetry.flip_horizontal else 'no mirrored'} training pictures"
         )
-    return _recipe(
+    plan = _recipe(
         chosen, schema, count, epochs, seconds if config.seconds else None, symmetry, small, reasons
     )
+    if config.pretrained is None:
+        return plan
+    reasons.append("trained weights to start from: a tenth of the learning rate")
+    return plan.model_copy(update={"lr": plan.lr / 10, "reasons": tuple(reasons)})
 
 
 def _recipe(

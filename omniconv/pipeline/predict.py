@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from omniconv.core.errors import DataError
 from omniconv.data.preprocess import Preprocess
+from omniconv.deploy.accelerate import accelerate
 from omniconv.tasks.base import Task
 
 __all__ = ["Predictor"]
@@ -28,7 +29,7 @@ class Predictor:
     def __init__(
         self, model: nn.Module, preprocess: Preprocess, task: Task, channels: int, name: str
     ) -> None:
-        self.model = model.eval().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = accelerate(model.eval())
         self.preprocess, self._task, self.channels, self.name = preprocess, task, channels, name
 
     @property

@@ -29,7 +29,7 @@ from omniconv.core.weights import load_weights, save_weights
 from omniconv.data.augment import Augment
 from omniconv.data.batches import Batches
 from omniconv.data.preprocess import Preprocess
-from omniconv.deploy.accelerate import bears_channels_last
+from omniconv.deploy.accelerate import accelerate, bears_channels_last
 from omniconv.layers.norm.sync_batch_norm import synchronise_batch_norm
 from omniconv.pipeline.config import Plan
 from omniconv.tasks.base import Task
@@ -134,7 +134,7 @@ class Trainer:
         self.channels_last = plan.channels_last and bears_channels_last(model)
         if self.channels_last:
             model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.model = model
+        self.model = accelerate(model)
         self.ema = copy.deepcopy(model).eval() if plan.ema else model
         self.runner = DistributedDataParallel(model) if self.world > 1 else model
         self.optimizer = make_optimizer(model, plan)

@@ -115,6 +115,33 @@ def test_convert_refuses_a_program_and_takes_it_with_trust(capsys, tmp_path):
     assert set(load_file(tmp_path / "w.safetensors")) == {"weight", "bias"}
 
 
+def test_convert_gives_official_weights_the_names_here(capsys, tmp_path):
+    import torch
+    from safetensors.torch import load_file
+
+    import omniconv
+
+    tensors = omniconv.create_model("resnet20_cifar", num_classes=7).state_dict()
+    official = {f"module.{name.replace('fc.', 'linear.')}": tensor for name, tensor in tensors.items()}
+    torch.save({"state_dict": official}, tmp_path / "w.th")
+    out = tmp_path / "ours.safetensors"
+    arguments = ["weights", "convert", str(tmp_path / "w.th"), "--model", "resnet20_cifar", "--out", str(out)]
+    assert said(capsys, *arguments)[:2] == (0, f"wrote {out}\n")
+    assert {name: len(tensor) for name, tensor in load_file(out).items() if tensor.ndim} == {
+        name: len(tensor) for name, tensor in tensors.items() if tensor.ndim
+    }
+    code, _, err = said(
+        capsys, "convert", str(out), "--model", "resnet32_cifar", "--out", str(tmp_path / "x.safetensors")
+    )
+    assert (code, err) == (
+        2,
+        f"{out} does not fit resnet32_cifar: the weights have no layer1.3.conv1.weight\n",
+    )
+    assert (
+        said(capsys, "convert", str(out))[2] == f"{out} would be overwritten; name another file with --out\n"
+    )
+
+
 def test_doctor_names_versions(capsys):
     import torch
 

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 
 from omniconv.core.errors import DataError
 from omniconv.data.preprocess import Preprocess
@@ -18,7 +17,6 @@ from omniconv.deploy.export import Deployable, export_model
 from omniconv.deploy.int8 import quantize_int8
 from omniconv.deploy.runtimes import open_exported
 from omniconv.models.factory import create_model
-from omniconv.models.image.resnet import CIFAR_REFERENCE_NAMES
 from omniconv.papers.check import shared_data
 
 RIGHT = 915
@@ -57,11 +55,8 @@ def test_images():
 
 @pytest.fixture(scope="module")
 def deployable():
-    tensors = load_file(needed("weights/resnet20_cifar10.safetensors"))
-    for theirs, ours in CIFAR_REFERENCE_NAMES.items():
-        tensors = {name.replace(theirs, ours): value for name, value in tensors.items()}
-    model = create_model("resnet20_cifar", num_classes=10)
-    model.load_state_dict(tensors)
+    weights = needed("weights/resnet20_cifar10.safetensors")
+    model = create_model("resnet20_cifar", num_classes=10, pretrained=weights)
     preprocess = Preprocess(32, [0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
     return Deployable(preprocess, model, "probabilities").eval()
 

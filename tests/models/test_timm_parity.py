@@ -6,7 +6,17 @@ import pytest
 import torch
 
 from omniconv.models.factory import create_model, get_variant, list_models
-from tests.parity import calibrate, fill, gap, import_timm, load_renamed, no_dropout, without_init
+from tests.parity import (
+    calibrate,
+    fill,
+    gap,
+    images_for,
+    import_timm,
+    input_gradient,
+    load_renamed,
+    no_dropout,
+    without_init,
+)
 
 TOLERANCE = 1e-4
 SMALL = 30e6  # parameters up to which train mode and feature maps are compared too
@@ -40,11 +50,6 @@ def _pair(name: str, images: torch.Tensor) -> tuple[torch.nn.Module, torch.nn.Mo
     return ours, theirs
 
 
-@pytest.fixture
-def images() -> torch.Tensor:
-    return torch.randn(2, 3, 64, 96, generator=torch.Generator().manual_seed(1))
-
-
 def assert_agree(ours: torch.nn.Module, theirs: torch.nn.Module, images: torch.Tensor) -> None:
     """Compare in float32; a network that amplifies rounding beyond the tolerance by itself, in float64 as well.
 
@@ -62,11 +67,14 @@ def assert_agree(ours: torch.nn.Module, theirs: torch.nn.Module, images: torch.T
 
 @pytest.mark.parametrize("name", _names())
 @torch.no_grad()
-def test_parity(name: str, images: torch.Tensor) -> None:
+def test_parity(name: str) -> None:
+    images = images_for(name)
     ours, theirs = _pair(name, images)
     assert_agree(ours.eval(), theirs.eval(), images[:1])
     if sum(p.numel() for p in ours.parameters()) > SMALL:
         return
+    gradients = [input_gradient(model, images[:1]) for model in (ours, theirs)]
+    assert gap(*gradients) <= TOLERANCE
     state = {key: value.clone() for key, value in theirs.state_dict().items()}
     assert gap(ours.train()(images), theirs.train()(images)) <= TOLERANCE
 
@@ -82,8 +90,9 @@ def test_parity(name: str, images: torch.Tensor) -> None:
 
 
 @torch.no_grad()
-def test_a_fault_in_any_parameter_shows(images: torch.Tensor) -> None:
+def test_a_fault_in_any_parameter_shows() -> None:
     """The comparison is worth something only if no weight is hidden, by a scale near zero or behind others."""
+    images = images_for("resnet50")
     ours, theirs = _pair("resnet50", images)
     expected = theirs.eval()(images[:1])
     for parameter in ours.eval().parameters():

@@ -262,6 +262,34 @@ def test_a_budget_that_cannot_be_met_is_refused_with_what_can(tmp_path, budget, 
         assert bytes_text(smallest) in run.summary["notes"][-1]
 
 
+def test_training_starts_from_given_weights(digits_run, picture_folder, tmp_path):
+    plan = digits_run.plan.model_copy(update={"epochs": 1, "lr": 1e-12, "ema": 0.0, "batch": 16})
+    plan.save(tmp_path / "plan.yaml")
+    run = omniconv.fit(
+        picture_folder, plan=tmp_path / "plan.yaml", pretrained=digits_run.weights_path, out=tmp_path / "run"
+    )
+    before, after = digits_run.model, run.model
+    for (name, old), new in zip(before.named_parameters(), after.parameters(), strict=True):
+        if name.startswith("fc."):
+            assert (len(old), len(new)) == (10, 3)
+        else:
+            torch.testing.assert_close(new, old, rtol=1e-6, atol=1e-7)
+    assert "starting from" in (run.path / "log.txt").read_text()
+
+
+def test_trained_weights_must_name_and_fit_a_network(digits_run, picture_folder, tmp_path):
+    torch.save(digits_run.model.state_dict(), tmp_path / "w.pth")
+    with pytest.raises(
+        UsageError, match=r"w\.pth does not say which network it is for; name it with --model"
+    ):
+        omniconv.fit(picture_folder, pretrained=tmp_path / "w.pth", out=tmp_path / "run")
+    with pytest.raises(UsageError, match=r"w\.pth does not fit convnext_test: the weights have no stem"):
+        omniconv.fit(
+            picture_folder, pretrained=tmp_path / "w.pth", model="convnext_test", out=tmp_path / "run"
+        )
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_existing_folder_is_not_written_into(tmp_path, quick_plan):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "thesis.txt").write_text("years of work")

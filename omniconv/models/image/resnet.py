@@ -20,6 +20,7 @@ from omniconv.layers.attention.eca import EfficientChannelAttention
 from omniconv.layers.attention.se import SqueezeExcite
 from omniconv.layers.drop_path import DropPath
 from omniconv.models.backbone import Backbone, Feature, FeatureInfo, Variant
+from omniconv.models.weights import Rules
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "ResNetConfig"]
 
@@ -400,9 +401,5 @@ VARIANTS = {
     ),
 }  # fmt: skip
 
-CIFAR_REFERENCE_NAMES = {"linear.": "fc."}
-"""Prefixes of the widespread CIFAR ResNet weights (option A) and ours; all other names agree.
-
-    tensors = {name.replace("linear.", "fc."): value for name, value in load_file(path).items()}
-    create_model("resnet20_cifar", num_classes=10).load_state_dict(tensors)
-"""
+OFFICIAL_NAMES: Rules = ((r"^linear\.", "fc."),)
+"""The widespread CIFAR ResNet weights (option A) call the classifier `linear`; all other names agree."""
