@@ -108,6 +108,7 @@ def train(
     shift: int = 2,
     flip: bool = True,
     after_step: Callable[[int, int], None] | None = None,
+    loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
 ) -> float:
     """Train in place with AdamW, a one-cycle schedule and shifted, flipped images; return the last mean loss.
 
@@ -122,6 +123,7 @@ def train(
         shift: largest shift in pixels; 0 for none.
         flip: mirror half of the images.
         after_step: called with (step, steps) after each update, for example to hold a pruning mask.
+        loss: of logits and labels.
     """
     images, labels = split
     steps = math.ceil(epochs * len(labels) / batch)
@@ -144,12 +146,12 @@ def train(
         if flip:
             mirrored = torch.rand(len(x), 1, 1, 1, generator=random) < 0.5
             x = torch.where(mirrored, x.flip(3), x)
-        loss = F.cross_entropy(model(x), labels[chosen])
+        value = loss(model(x), labels[chosen])
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        value.backward()
         optimizer.step()
         schedule.step()
-        losses.append(loss.item())
+        losses.append(value.item())
         if after_step is not None:
             after_step(step, steps)
     tail = losses[-max(1, steps // 10) :]
