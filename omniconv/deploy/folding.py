@@ -125,8 +125,9 @@ class Fold:
             or conv.training
             or norm.training
             or type(x) is not Tensor
+            or x.device.type != "cpu"
             or x.ndim != cast(Tensor, conv.weight).ndim
-            or torch.is_autocast_enabled(x.device.type)
+            or torch.is_autocast_enabled("cpu")
             or self.owner._modules.get(self.name) is not norm
             or any(m._forward_hooks or m._forward_pre_hooks for m in (conv, norm))
             or (self.act is not None and (self.act._forward_hooks or self.act._forward_pre_hooks))

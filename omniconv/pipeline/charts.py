@@ -25,14 +25,14 @@ class Series:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Return about `count` round numbers that cover [low, high]; the first and last lie on or outside of it."""
-    if not high > low:
+    if not high - low > 1e-9 * max(abs(low), abs(high)):
         pad = abs(low) / 10 or 1.0
         low, high = low - pad, high + pad
     raw = (high - low) / max(1, count - 1)
     power = 10.0 ** math.floor(math.log10(raw))
     step = next(power * factor for factor in (1, 2, 2.5, 5, 10) if power * factor >= raw * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def _number(value: float) -> str:

@@ -7,7 +7,19 @@ from omniconv.pipeline import charts
 
 
 @pytest.mark.parametrize(
-    ("low", "high"), [(0, 1), (0.31, 0.98), (-3, 17), (1e-6, 4e-6), (5, 5), (0, 0), (99.2, 1e5), (-2e-3, 0)]
+    ("low", "high"),
+    [
+        (0, 1),
+        (0.31, 0.98),
+        (-3, 17),
+        (1e-6, 4e-6),
+        (5, 5),
+        (0, 0),
+        (99.2, 1e5),
+        (-2e-3, 0),
+        (1e-12, 1e-12),
+        (1, 1 + 1e-15),
+    ],
 )
 def test_ticks_are_round_and_cover_the_range(low, high):
     marks = charts.ticks(low, high)
