@@ -1,180 +1,34 @@
-"""Residual networks: ResNet, ResNeXt, Wide ResNet, SE- and ECA-ResNet, and their CIFAR forms.
+"""Residual networks: ResNet, ResNeXt, Wide ResNet, SE-, ECA- and IBN-ResNet, anti-aliased and CIFAR forms.
 
 Papers: He et al., https://arxiv.org/abs/1512.03385; ResNeXt, Xie et al., https://arxiv.org/abs/1611.05431;
 Wide ResNet, Zagoruyko and Komodakis, https://arxiv.org/abs/1605.07146; the deep stems and average-pooled
 shortcuts ("c", "d", "s", "t"), He et al., https://arxiv.org/abs/1812.01187.
 
 They differ by configuration alone: ResNeXt splits the 3x3 convolution into `cardinality` groups, Wide ResNet
-raises `base_width`, SE and ECA put a gate before the addition. Parameter names are those of the public weights.
+raises `base_width`, SE and ECA put a gate before the addition. The parts, and the papers that they are from, are in
+`resnet_blocks`; a new gate, norm or stem is a line in one of its tables. Parameter names are those of the public
+weights.
 """
 
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from omniconv.layers.attention.eca import EfficientChannelAttention
-from omniconv.layers.attention.se import SqueezeExcite
-from omniconv.layers.drop_path import DropPath
 from omniconv.models.backbone import Backbone, Feature, FeatureInfo, Variant
+from omniconv.models.image.resnet_blocks import (
+    STEMS,
+    BasicBlock,
+    Bottleneck,
+    RecallingStage,
+    ResidualBlock,
+    ResNetConfig,
+    make_stem_pool,
+)
 from omniconv.models.weights import Rules
 
 __all__ = ["BasicBlock", "Bottleneck", "ResNet", "ResNetConfig"]
-
-
-@dataclass(frozen=True)
-class ResNetConfig:
-    """What tells one residual network from another.
-
-    Attributes:
-        depths: blocks a stage.
-        widths: base width of each stage; a bottleneck puts out four times as many channels.
-        bottleneck: 1x1, 3x3, 1x1 blocks instead of two 3x3.
-        cardinality: groups of the bottleneck's 3x3 convolution (ResNeXt).
-        base_width: channels of one group when the stage's width is 64.
-        stem: "7x7" (stride 2, then max pooling), "deep" (three 3x3), "tiered" (deep with rising widths), or
-            "3x3" (stride 1 and no pooling, for images of about 32 pixels).
-        stem_width: width of the deep stems' first convolutions.
-        shortcut: where shapes change, a strided 1x1 convolution ("conv"), average pooling before a 1x1
-            convolution ("pool"), or every other pixel with zero channels added ("pad", without parameters).
-        shortcut_kernel: kernel of the "conv" shortcut from the second stage on.
-        reduce_first: divides the width of the bottleneck's first convolution (SENet-154).
-        gate: "se" or "eca" before the addition.
-        gate_kernels: ECA's kernel size of each stage; the paper's formula if empty.
-        norm: "batch" or "group" (32 groups).
-        drop_rate: dropout before the classifier.
-        drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
-    """
-
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    widths: tuple[int, ...] = (64, 128, 256, 512)
-    bottleneck: bool = True
-    cardinality: int = 1
-    base_width: int = 64
-    stem: Literal["7x7", "deep", "tiered", "3x3"] = "7x7"
-    stem_width: int = 32
-    shortcut: Literal["conv", "pool", "pad"] = "conv"
-    shortcut_kernel: int = 1
-    reduce_first: int = 1
-    gate: Literal["se", "eca"] | None = None
-    gate_kernels: tuple[int, ...] = ()
-    norm: Literal["batch", "group"] = "batch"
-    drop_rate: float = 0.0
-    drop_path_rate: float = 0.0
-
-    def __post_init__(self) -> None:
-        if len(self.depths) != len(self.widths):
-            raise ValueError(f"depths and widths must be equally long: got {self.depths} and {self.widths}")
-        if self.gate_kernels and (self.gate != "eca" or len(self.gate_kernels) != len(self.depths)):
-            raise ValueError(f"gate_kernels needs gate='eca' and one size a stage: got {self.gate_kernels}")
-
-    def make_norm(self, channels: int) -> nn.Module:
-        """Return the norm over `channels`."""
-        return nn.BatchNorm2d(channels) if self.norm == "batch" else nn.GroupNorm(32, channels)
-
-    def make_gate(self, channels: int, stage: int) -> nn.Module:
-        """Return the gate of a block of `stage` that puts out `channels`."""
-        if self.gate == "se":
-            return SqueezeExcite(channels)
-        if self.gate == "eca":
-            kernel = self.gate_kernels[stage] if self.gate_kernels else None
-            return EfficientChannelAttention(channels, kernel)
-        return nn.Identity()
-
-
-class PadShortcut(nn.Module):
-    """Option A of the ResNet paper: every `stride`-th pixel, with zero channels on both sides."""
-
-    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
-        super().__init__()
-        self.extra, self.stride = out_channels - in_channels, stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Subsample `x` and pad its channels."""
-        before = self.extra // 2
-        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.extra - before))
-
-
-def make_shortcut(
-    config: ResNetConfig, in_channels: int, out_channels: int, stride: int, stage: int
-) -> nn.Module:
-    """Return the shortcut between two shapes; its state-dict names are those of the public weights."""
-    if stride == 1 and in_channels == out_channels:
-        return nn.Identity()
-    if config.shortcut == "pad":
-        return PadShortcut(in_channels, out_channels, stride)
-    norm = config.make_norm(out_channels)
-    if config.shortcut == "pool":
-        pool = (
-            nn.AvgPool2d(2, stride, ceil_mode=True, count_include_pad=False) if stride > 1 else nn.Identity()
-        )
-        return nn.Sequential(pool, nn.Conv2d(in_channels, out_channels, 1, bias=False), norm)
-    kernel = config.shortcut_kernel if stage > 0 else 1
-    conv = nn.Conv2d(in_channels, out_channels, kernel, stride, (kernel - 1) // 2, bias=False)
-    return nn.Sequential(conv, norm)
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut: y = relu(shortcut(x) + gate(f(x)))."""
-
-    expansion = 1
-
-    def __init__(
-        self, config: ResNetConfig, in_channels: int, width: int, stride: int, stage: int, drop: float
-    ) -> None:
-        super().__init__()
-        inner = width // config.reduce_first
-        self.conv1 = nn.Conv2d(in_channels, inner, 3, stride, 1, bias=False)
-        self.bn1 = config.make_norm(inner)
-        self.conv2 = nn.Conv2d(inner, width, 3, 1, 1, bias=False)
-        self.bn2 = config.make_norm(width)
-        self.se = config.make_gate(width, stage)
-        self.downsample = make_shortcut(config, in_channels, width, stride, stage)
-        self.drop_path = DropPath(drop)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        y = self.act(self.bn1(self.conv1(x)))
-        y = self.se(self.bn2(self.conv2(y)))
-        return self.act(self.downsample(x) + self.drop_path(y))
-
-
-class Bottleneck(nn.Module):
-    """1x1 reduce, 3x3 (in `cardinality` groups), 1x1 expand, and a shortcut; the 3x3 carries the stride.
-
-    The grouped convolution is ResNeXt's sum over C paths of the same small transform, written as one.
-    """
-
-    expansion = 4
-
-    def __init__(
-        self, config: ResNetConfig, in_channels: int, width: int, stride: int, stage: int, drop: float
-    ) -> None:
-        super().__init__()
-        inner = width * config.base_width // 64 * config.cardinality
-        first = inner // config.reduce_first
-        out = width * self.expansion
-        self.conv1 = nn.Conv2d(in_channels, first, 1, bias=False)
-        self.bn1 = config.make_norm(first)
-        self.conv2 = nn.Conv2d(first, inner, 3, stride, 1, groups=config.cardinality, bias=False)
-        self.bn2 = config.make_norm(inner)
-        self.conv3 = nn.Conv2d(inner, out, 1, bias=False)
-        self.bn3 = config.make_norm(out)
-        self.se = config.make_gate(out, stage)
-        self.downsample = make_shortcut(config, in_channels, out, stride, stage)
-        self.drop_path = DropPath(drop)
-        self.act = nn.ReLU(inplace=True)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return the block's output."""
-        y = self.act(self.bn1(self.conv1(x)))
-        y = self.act(self.bn2(self.conv2(y)))
-        y = self.se(self.bn3(self.conv3(y)))
-        return self.act(self.downsample(x) + self.drop_path(y))
 
 
 class ResNet(Backbone):
@@ -193,34 +47,18 @@ class ResNet(Backbone):
     def __init__(self, config: ResNetConfig, num_classes: int = 1000, in_chans: int = 3) -> None:
         super().__init__()
         self.config = config
-        small = config.stem == "3x3"
-        channels = config.widths[0] if small else 64
-        if config.stem in ("deep", "tiered"):
-            width = config.stem_width
-            first, second = (width * 3 // 4, width) if config.stem == "tiered" else (width, width)
-            channels = 2 * width
-            self.conv1 = nn.Sequential(
-                nn.Conv2d(in_chans, first, 3, 2, 1, bias=False),
-                config.make_norm(first),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(first, second, 3, 1, 1, bias=False),
-                config.make_norm(second),
-                nn.ReLU(inplace=True),
-                nn.Conv2d(second, channels, 3, 1, 1, bias=False),
-            )
-        elif small:
-            self.conv1 = nn.Conv2d(in_chans, channels, 3, 1, 1, bias=False)
-        else:
-            self.conv1 = nn.Conv2d(in_chans, channels, 7, 2, 3, bias=False)
-        self.bn1 = config.make_norm(channels)
-        self.act1 = nn.ReLU(inplace=True)
-        self.maxpool = nn.Identity() if small else nn.MaxPool2d(3, 2, 1)
+        self.conv1, channels = STEMS[config.stem](config, in_chans)
+        self.bn1 = (
+            nn.GroupNorm(channels, channels) if config.ibn == "b" else config.make_norm(channels, act=True)
+        )
+        self.act1 = config.make_act()
+        self.maxpool = make_stem_pool(config, channels)
 
-        block = Bottleneck if config.bottleneck else BasicBlock
-        reduction = 1 if small else 4
+        small = config.stem == "3x3"
         self.feature_info = FeatureInfo(
             [Feature(num_chs=channels, reduction=1 if small else 2, module="act1")]
         )
+        reduction = 1 if small else 4
         drops = torch.linspace(0, config.drop_path_rate, sum(config.depths), device="cpu").tolist()
         self.stage_names = [f"layer{stage + 1}" for stage in range(len(config.depths))]
         for stage, (name, depth, width) in enumerate(
@@ -229,10 +67,12 @@ class ResNet(Backbone):
             blocks = []
             for index in range(depth):
                 stride = 2 if stage > 0 and index == 0 else 1
-                blocks.append(block(config, channels, width, stride, stage, drops.pop(0)))
-                channels = width * block.expansion
+                blocks.append(config.block(config, channels, width, stride, stage, drops.pop(0), index))
+                channels = width * config.block.expansion
             reduction *= 1 if stage == 0 else 2
-            self.add_module(name, nn.Sequential(*blocks))
+            self.add_module(
+                name, RecallingStage(*blocks) if config.gate == "pkcam" else nn.Sequential(*blocks)
+            )
             self.feature_info.append(Feature(num_chs=channels, reduction=reduction, module=name))
 
         self.num_features = channels
@@ -247,9 +87,8 @@ class ResNet(Backbone):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
         for module in self.modules():
-            if isinstance(module, BasicBlock | Bottleneck):
-                last = module.bn3 if isinstance(module, Bottleneck) else module.bn2
-                nn.init.zeros_(last.get_parameter("weight"))
+            if isinstance(module, ResidualBlock):
+                nn.init.zeros_(module.get_parameter(f"{module.last_norm}.weight"))
 
     def reset_classifier(self, num_classes: int) -> None:
         """Put a new classifier for `num_classes` in place; 0 leaves none."""
@@ -264,8 +103,10 @@ class ResNet(Backbone):
         """Return the stem's and every stage's feature map."""
         maps = [self.act1(self.bn1(self.conv1(x)))]
         x = self.maxpool(maps[0])
+        memory = [x.mean((2, 3))] if self.config.gate == "pkcam" else None
         for name in self.stage_names:
-            x = self.get_submodule(name)(x)
+            stage = self.get_submodule(name)
+            x = stage(x) if memory is None else stage(x, memory)
             maps.append(x)
         return maps
 
@@ -285,6 +126,8 @@ _t = partial(ResNetConfig, stem="tiered", shortcut="pool")
 _cifar = partial(ResNetConfig, stem="3x3", widths=(16, 32, 64), bottleneck=False, shortcut="pad")
 _pooled = partial(ResNetConfig, stem="3x3", bottleneck=False, shortcut="pool")
 _x32: dict[str, Any] = {"cardinality": 32, "base_width": 4}
+_x32x8: dict[str, Any] = {"cardinality": 32, "base_width": 8}
+_aa = partial(_d, anti_alias="average")
 
 
 def _row(config: ResNetConfig, params: float | None = None, macs: float | None = None, **more) -> Variant:
@@ -377,6 +220,28 @@ VARIANTS = {
     "ecaresnet269d": _row(_d(_D269, gate="eca"), 102.1e6),
     "ecaresnext26t_32x4d": _row(_t(_D18, gate="eca", **_x32), 15.4e6),
     "ecaresnext50t_32x4d": _row(_t(_D34, gate="eca", **_x32), 25.1e6),
+    "resnetblur18": _row(_basic(_D18, anti_alias="blur"), 11.69e6, 2.34e9, source=_TIMM),
+    "resnetblur50": _row(ResNetConfig(_D34, anti_alias="blur"), 25.56e6, 5.16e9, source=_TIMM),
+    "resnetblur50d": _row(_d(_D34, anti_alias="blur"), 25.6e6),
+    "resnetblur101d": _row(_d(_D101, anti_alias="blur"), 44.6e6),
+    "resnetaa34d": _row(_aa(_D34, bottleneck=False), 21.8e6, 4.43e9, source=_TIMM),
+    "resnetaa50": _row(ResNetConfig(_D34, anti_alias="average"), 25.6e6, 5.15e9, source=_TIMM),
+    "resnetaa50d": _row(_aa(_D34), 25.6e6, 5.39e9, source=_TIMM),
+    "resnetaa101d": _row(_aa(_D101), 44.6e6, 9.12e9, source=_TIMM),
+    "seresnetaa50d": _row(_aa(_D34, gate="se"), 28.1e6, 5.4e9, source=_TIMM),
+    "seresnextaa101d_32x8d": _row(_aa(_D101, gate="se", **_x32x8), 93.6e6, 17.25e9, source=_TIMM),
+    "seresnextaa201d_32x8d": _row(_aa((3, 24, 36, 4), gate="se", stem_width=64, **_x32x8), 149.4e6),
+    "resnet18_ibn_a": _row(_basic(_D18, ibn="a"), 11_689_512),
+    "resnet18_ibn_b": _row(_basic(_D18, ibn="b")),
+    "resnet34_ibn_a": _row(_basic(_D34, ibn="a"), 21_797_672),
+    "resnet34_ibn_b": _row(_basic(_D34, ibn="b")),
+    "resnet50_ibn_a": _row(ResNetConfig(_D34, ibn="a"), 25_557_032),
+    "resnet50_ibn_b": _row(ResNetConfig(_D34, ibn="b")),
+    "resnet101_ibn_a": _row(ResNetConfig(_D101, ibn="a"), 44_549_160),
+    "resnet101_ibn_b": _row(ResNetConfig(_D101, ibn="b")),
+    "resnet152_ibn_a": _row(ResNetConfig(_D152, ibn="a"), 60_192_808),
+    "resnet152_ibn_b": _row(ResNetConfig(_D152, ibn="b")),
+    "resnext101_ibn_a": _row(ResNetConfig(_D101, ibn="a", **_x32), 44.18e6),
     "resnet20_cifar": _small(_cifar((3, 3, 3)), 0.27e6, 40.8e6),
     "resnet32_cifar": _small(_cifar((5, 5, 5)), 0.46e6, 69e6),
     "resnet44_cifar": _small(_cifar((7, 7, 7)), 0.66e6, 97e6),
@@ -395,6 +260,11 @@ VARIANTS = {
     "resnet18_small": _small(_pooled((2, 2, 2, 2), (64, 128, 256, 512))),
     "resnet_test": _small(
         ResNetConfig((1, 2, 1), (8, 16, 24), bottleneck=False, stem="3x3", shortcut="pool", gate="eca")
+    ),
+    "resnet_pkcam_test": _small(
+        ResNetConfig(
+            (1, 1), (8, 16), bottleneck=False, stem="3x3", gate="pkcam", norm="evonorm_b0", anti_alias="blur"
+        )
     ),
     "resnext_test": _small(
         ResNetConfig((1, 1), (16, 32), stem="deep", stem_width=8, cardinality=4, base_width=16, gate="se")

@@ -1,0 +1,1 @@
+"""Networks that put out one value for every pixel."""
