@@ -6,6 +6,7 @@ summed with random signs: their plain sum, as often used, is constant behind a l
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from omniconv.core.errors import UsageError
 from omniconv.core.seeds import generator
 from omniconv.inspect.artifact import Artifact
+from omniconv.inspect.modes import evaluating
 from omniconv.models.backbone import Backbone
 
 if TYPE_CHECKING:
@@ -95,26 +97,20 @@ def receptive_field(
     if x.ndim != 4:
         raise ValueError(f"x must be a batch of images (N, C, H, W): got shape {tuple(x.shape)}")
     function = model.forward_features if isinstance(model, Backbone) else model
-    training = {m: m.training for m in model.modules()} if isinstance(model, nn.Module) else {}
-    for module in training:
-        module.training = False
-    try:
-        with torch.inference_mode(False), torch.enable_grad():
-            x = x.detach().clone().requires_grad_()
-            y = function(x)
-            if not isinstance(y, Tensor) or y.ndim != 4:
-                raise UsageError("the model gives no feature map (N, C, H, W); hand in the part that does")
-            height, width = y.shape[2:]
-            row, column = (height // 2, width // 2) if unit is None else unit
-            if not (0 <= row < height and 0 <= column < width):
-                raise ValueError(f"unit must lie within {height} x {width}: got {(row, column)}")
-            signs = torch.randint(2, (y.shape[1],), generator=generator(0, "receptive field")) * 2 - 1
-            score = (y[:, :, row, column] * signs.to(y)).sum()
-            if not score.requires_grad:
-                raise UsageError("the feature map does not depend on the images")
-            (gradient,) = torch.autograd.grad(score, x)
-    finally:
-        for module, mode in training.items():
-            module.training = mode
+    mode = evaluating(model) if isinstance(model, nn.Module) else nullcontext()
+    with mode, torch.inference_mode(False), torch.enable_grad():
+        x = x.detach().clone().requires_grad_()
+        y = function(x)
+        if not isinstance(y, Tensor) or y.ndim != 4:
+            raise UsageError("the model gives no feature map (N, C, H, W); hand in the part that does")
+        height, width = y.shape[2:]
+        row, column = (height // 2, width // 2) if unit is None else unit
+        if not (0 <= row < height and 0 <= column < width):
+            raise ValueError(f"unit must lie within {height} x {width}: got {(row, column)}")
+        signs = torch.randint(2, (y.shape[1],), generator=generator(0, "receptive field")) * 2 - 1
+        score = (y[:, :, row, column] * signs.to(y)).sum()
+        if not score.requires_grad:
+            raise UsageError("the feature map does not depend on the images")
+        (gradient,) = torch.autograd.grad(score, x)
     contribution = gradient.abs().sum(1).mean(0)
     return ReceptiveField({"contribution": contribution.cpu().numpy(), "unit": np.array([row, column])})
