@@ -44,6 +44,15 @@ ARGUMENTS: dict[str, Callable[[nn.Module], Any]] = {
     "input_shape": lambda model: SHAPE,
     "loss": lambda model: loss,
     "masks": masks,
+    "losses": lambda model: [loss, loss],
+    "iterations": lambda model: 3,
+    "steps": lambda model: 3,
+    "labels": lambda model: torch.tensor([1, 3]),
+    "maps": lambda model: {"first": images(), "second": images().relu()},
+    "change": lambda model: "rotation",
+    "levels": lambda model: (10, 20),
+    "blocks": lambda model: ["layer2.1"],
+    "score": lambda model: lambda m: float(m(images()).mean()),
     "method": lambda model: "masks",
 }
 """What transforms and inspections are called with, by the names of their arguments."""
