@@ -252,7 +252,7 @@ class _Call(nn.Module):
 def compiles(case: OpCase) -> None:
     """`torch.compile` gets one whole graph with the outputs and gradients of eager mode, at a second size too."""
     for impl in ["auto", *_supported(case, torch.float32, True)]:
-        call, _ = compile_counted(_Call(case, impl))
+        call, _ = compile_counted(_Call(case, impl), "aot_eager")
         for tensors in (draw_op_inputs(case), _longer(case)):
             wanted, expected = _gradients(_named(case, impl), tensors)
             output, gradients = _gradients(lambda call=call, **named: call(*named.values()), tensors)
