@@ -31,6 +31,8 @@ class UniRepLKNetConfig:
         kernel_size: K of the blocks with a large kernel, one of those of `DilatedReparamBlock`.
         large_every: of each stage's blocks, which have the large kernel: every n-th, beginning with the first;
             0 for none. The other blocks have 3x3 kernels.
+        gate: a channel gate in every block.
+        reparam: train the large kernels beside dilated small ones.
         layer_scale: initial scale of every residual branch.
         drop_rate: dropout before the classifier.
         drop_path_rate: stochastic depth of the last block; rises linearly from 0 at the first.
@@ -40,6 +42,8 @@ class UniRepLKNetConfig:
     widths: tuple[int, ...] = (96, 192, 384, 768)
     kernel_size: int = 13
     large_every: tuple[int, ...] = (0, 1, 3, 1)
+    gate: bool = True
+    reparam: bool = True
     layer_scale: float = 1e-6
     drop_rate: float = 0.0
     drop_path_rate: float = 0.0
@@ -107,21 +111,23 @@ class UniRepLKNetBlock(nn.Module):
               \mathrm{BN}(k * x))))\bigr)
     """
 
-    def __init__(self, channels: int, kernel: int, layer_scale: float, drop: float) -> None:
+    def __init__(self, config: UniRepLKNetConfig, channels: int, kernel: int, drop: float) -> None:
         super().__init__()
         self.dwconv: nn.Module
-        if kernel == 3:
-            self.dwconv = nn.Conv2d(channels, channels, 3, padding=1, groups=channels, bias=False)
+        if kernel == 3 or not config.reparam:
+            self.dwconv = nn.Conv2d(
+                channels, channels, kernel, padding=kernel // 2, groups=channels, bias=False
+            )
         else:
             self.dwconv = DilatedReparamBlock(channels, kernel)
         self.norm = nn.BatchNorm2d(channels)
-        self.se = ChannelGate(channels)
+        self.se: nn.Module = ChannelGate(channels) if config.gate else nn.Identity()
         self.pwconv1 = nn.Sequential(to_channels_last(), nn.Linear(channels, 4 * channels))
         self.act = nn.Sequential(nn.GELU(), ResponseNorm(4 * channels))
         self.pwconv2 = nn.Sequential(
             nn.Linear(4 * channels, channels, bias=False), to_channels_first(), nn.BatchNorm2d(channels)
         )
-        self.gamma = nn.Parameter(torch.full((channels,), layer_scale))
+        self.gamma = nn.Parameter(torch.full((channels,), config.layer_scale))
         self.drop_path = DropPath(drop)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -211,7 +217,7 @@ class UniRepLKNet(Backbone):
         self.stages = nn.ModuleList()
         for stage, (depth, width) in enumerate(zip(config.depths, config.widths, strict=True)):
             blocks = [
-                UniRepLKNetBlock(width, config.kernel(stage, block), config.layer_scale, drops.pop(0))
+                UniRepLKNetBlock(config, width, config.kernel(stage, block), drops.pop(0))
                 for block in range(depth)
             ]
             self.stages.append(nn.Sequential(*blocks))
