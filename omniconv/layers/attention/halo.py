@@ -159,9 +159,10 @@ class HaloAttention(nn.Module):
             count = max(1, _PAIRS // max(1, pairs))
             parts = list(zip(q.split(count, 1), windows.split(count, 1), strict=True))
         y = torch.cat([self._attend(*part) for part in parts], 1)
-        y = y.reshape(batch, rows * side, columns * side, -1)[:, :q_height, :q_width]
-        # A copy in any case: to ask whether one is needed would tie a compiled program to these sizes.
-        return y.permute(0, 3, 1, 2).clone(memory_format=torch.channels_last)
+        y = y.reshape(batch, rows * side, columns * side, -1)
+        # Slices would tie a compiled program to sizes that need them, or to those that do not.
+        y = F.pad(y, (0, 0, 0, q_width - columns * side, 0, q_height - rows * side))
+        return y.permute(0, 3, 1, 2)
 
     def _attend(self, q: Tensor, windows: Tensor) -> Tensor:
         """Return values (N, rows, side, columns, side, heads, D) of queries (N, rows, columns, heads, ..., d)."""

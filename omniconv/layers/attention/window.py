@@ -89,7 +89,9 @@ class WindowAttention(nn.Module):
         y = F.scaled_dot_product_attention(q, k, v, attn_mask=self._mask(rows, columns, height, width))
         y = y.reshape(batch, rows, columns, heads, size, size, -1).permute(0, 1, 4, 2, 5, 3, 6)
         y = y.reshape(batch, rows * size, columns * size, -1).roll((self.shift, self.shift), (1, 2))
-        return self.proj(y[:, :height, :width].permute(0, 3, 1, 2))
+        # Slices would tie a compiled program to sizes that need them, or to those that do not.
+        y = F.pad(y, (0, 0, 0, width - columns * size, 0, height - rows * size))
+        return self.proj(y.permute(0, 3, 1, 2))
 
     def _mask(self, rows: int, columns: int, height: int, width: int) -> Tensor:
         """Return the logits' bias (windows, heads, queries, keys), minus infinity between parts that never met."""
