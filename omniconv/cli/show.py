@@ -280,6 +280,29 @@ def bench_table(result: dict[str, Any]) -> None:
     console.print(f"{result['threads']} threads; from raw pixels to the answer")
 
 
+def mixer_table(rows: Sequence[dict[str, Any]]) -> None:
+    """Print what token mixers reached in one network."""
+    table = _table(
+        "mixer", "parameters:", "multiply-adds:", "trained/s:", "answered/s:", "field:", "shift:", "rotation:",
+        "scale:", "accuracy:",
+    )  # fmt: skip
+    for row in rows:
+        table.add_row(
+            row["mixer"],
+            f"{row['parameters']:,}",
+            f"{row['macs'] / 1e6:.2f} M",
+            f"{row['training_rate']:,.0f}",
+            f"{row['inference_rate']:,.0f}",
+            *(f"{row[key]:.1%}" for key in ("field", "shift", "rotation", "scale", "accuracy")),
+        )
+    console = _console()
+    console.print(table)
+    console.print(
+        "handwritten digits of 32 pixels; field: area that holds half of what moves the middle of the last map;\n"
+        "shift, rotation, scale: answers that such a change of the picture leaves as they were"
+    )
+
+
 def compress_table(result: dict[str, Any]) -> None:
     """Print what was tried and what was kept."""
     console = _console()
