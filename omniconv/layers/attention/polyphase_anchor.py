@@ -8,14 +8,15 @@ and `Twins` do so with `anchored=True`.
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from omniconv.core.cases import Case, Raises
-from omniconv.layers.conv.patch import PatchConv2d, pad_to_multiple
+from omniconv.layers.conv.patch import PatchConv2d
 
 __all__ = ["AnchoredConv2d", "PolyphaseAnchor", "polyphase_anchor", "roll_each"]
 
 
-def roll_each(x: Tensor, shift: Tensor) -> Tensor:
+def roll_each(x: Tensor, shift: Tensor, size: tuple[int, int] | None = None) -> Tensor:
     r"""Return maps of which each is rolled by a shift of its own.
 
     .. math:: y_{nchw} = x_{n, c, (h + s_{n1}) \bmod H, (w + s_{n2}) \bmod W}
@@ -23,14 +24,16 @@ def roll_each(x: Tensor, shift: Tensor) -> Tensor:
     Args:
         x: maps.
         shift: rows and columns by which each one moves up and left, integers.
+        size: H and W, if they are not those of x, of which then the rest is left out.
 
     Shapes:
         - x and output: :math:`(N, C, H, W)`
         - shift: :math:`(N, 2)`
     """
-    samples, height, width = (torch.arange(x.shape[axis], device=x.device) for axis in (0, 2, 3))
-    rows = (height + shift[:, :1]) % x.shape[2]
-    columns = (width + shift[:, 1:]) % x.shape[3]
+    height, width = size or x.shape[2:]
+    samples, rows, columns = (torch.arange(n, device=x.device) for n in (x.shape[0], height, width))
+    rows = (rows + shift[:, :1]) % height
+    columns = (columns + shift[:, 1:]) % width
     rolled = x.permute(0, 2, 3, 1)[samples[:, None, None], rows[:, :, None], columns[:, None]]
     return rolled.permute(0, 3, 1, 2)
 
@@ -40,10 +43,11 @@ def polyphase_anchor(x: Tensor, stride: int, p: float = 2.0) -> tuple[Tensor, Te
 
     .. math:: s_n = \operatorname*{argmax}_{0 \le i, j < s} \sum_{c,h,w} |x_{n, c, sh + i, sw + j}|^p
 
-    Of equal components the first counts; if they differ nevertheless, that choice alone is not equivariant.
+    Of equal components the first counts; if they differ nevertheless, that choice alone is not equivariant. Maps that
+    the stride does not divide are completed with zeros at their ends; equivariance is then approximate.
 
     Args:
-        x: maps whose height and width are multiples of the stride.
+        x: maps.
         stride: s, pixels.
         p: of the norm.
 
@@ -52,18 +56,15 @@ def polyphase_anchor(x: Tensor, stride: int, p: float = 2.0) -> tuple[Tensor, Te
 
     Shapes:
         - x: :math:`(N, C, H, W)`
-
-    Raises:
-        ValueError: if the stride does not divide height and width.
+        - rolled: :math:`(N, C, s \lceil H / s \rceil, s \lceil W / s \rceil)`
     """
-    height, width = x.shape[2:]
-    if height % stride or width % stride:
-        raise ValueError(f"stride must divide height and width: got {stride} and {height} x {width}")
+    down, across = ((n + stride - 1) // stride for n in x.shape[2:])
+    # The same padding for all sizes, which compilers like; windows and the roll leave the surplus out.
+    x = F.pad(x, (0, stride - 1, 0, stride - 1))
     energy = x.detach().abs().pow(p).sum(1, dtype=torch.promote_types(x.dtype, torch.float32))
-    energy = energy.reshape(-1, height // stride, stride, width // stride, stride).sum((1, 3))
-    best = energy.flatten(1).argmax(1)
+    best = energy.unfold(1, stride, stride).unfold(2, stride, stride).sum((1, 2)).flatten(1).argmax(1)
     shift = torch.stack([best // stride, best % stride], 1)
-    return roll_each(x, shift), shift
+    return roll_each(x, shift, (down * stride, across * stride)), shift
 
 
 class PolyphaseAnchor(nn.Module):
@@ -72,8 +73,6 @@ class PolyphaseAnchor(nn.Module):
     .. math:: y_{nchw} = x_{n, c, (h + s_{n1}) \bmod H, (w + s_{n2}) \bmod W}
 
     A strided layer behind it is equivariant: a circular shift of x shifts its output by whole pixels, or not at all.
-    Maps are first padded with zeros at the ends to multiples of the stride; where that is needed, equivariance is only
-    approximate.
 
     Args:
         stride: of the step that follows, pixels.
@@ -95,7 +94,7 @@ class PolyphaseAnchor(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Roll the maps of `x`."""
-        return polyphase_anchor(pad_to_multiple(x, self.stride), self.stride, self.p)[0]
+        return polyphase_anchor(x, self.stride, self.p)[0]
 
     def extra_repr(self) -> str:
         """Show stride and norm."""
@@ -121,7 +120,7 @@ class AnchoredConv2d(PatchConv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Anchor `input` and convolve it."""
-        return super().forward(polyphase_anchor(pad_to_multiple(input, self.patch_size), self.patch_size)[0])
+        return F.conv2d(polyphase_anchor(input, self.patch_size)[0], self.weight, self.bias, self.stride)
 
 
 CASES = (

@@ -8,14 +8,7 @@ from torch.nn import functional as F
 
 from omniconv.core.cases import Case, Raises
 
-__all__ = ["PatchConv2d", "pad_to_multiple"]
-
-
-def pad_to_multiple(x: Tensor, size: int) -> Tensor:
-    """Return maps (N, C, H, W) with zeros at their ends, so that `size` divides height and width."""
-    down, across = ((n + size - 1) // size for n in x.shape[2:])
-    # Compilers find a fixed padding that is cut simpler than one that depends on the map.
-    return F.pad(x, (0, size - 1, 0, size - 1))[:, :, : down * size, : across * size]
+__all__ = ["PatchConv2d"]
 
 
 class PatchConv2d(nn.Conv2d):
@@ -48,7 +41,7 @@ class PatchConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the tokens of `input` as a map."""
-        # The stride passes over what is more than a patch needs.
+        # The same padding for all sizes, which compilers like; the stride passes over what no patch needs.
         return super().forward(F.pad(input, (0, self.patch_size - 1, 0, self.patch_size - 1)))
 
 
