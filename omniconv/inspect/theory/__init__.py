@@ -1,0 +1,1 @@
+"""Theorems about networks, as code that can be run."""
