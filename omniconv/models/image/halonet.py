@@ -229,7 +229,8 @@ class HaloNet(Backbone):
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
-        maps[-1] = self.final_conv(x)
+        if self.config.final_width is not None:
+            maps[-1] = self.final_conv(x)
         return maps
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
