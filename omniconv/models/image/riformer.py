@@ -13,13 +13,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from omniconv.models.backbone import Variant
-from omniconv.models.image.stages import (
-    Head,
-    MetaFormerBlock,
-    Mlp,
-    StageConfig,
-    StageNetwork,
-)
+from omniconv.models.image.stages import Head, MetaFormerBlock, Mlp, StageConfig, StageNetwork
 from omniconv.models.weights import Rules
 
 __all__ = ["AffineBlock", "RIFormer", "RIFormerConfig"]

@@ -38,7 +38,7 @@ def circular(layer: OversizedConv2d, x: Tensor) -> Tensor:
     height, width = x.shape[2:]
     x = F.pad(x, (0, 0, height - 1, height - 1), mode="circular")
     x = F.conv2d(x, layer.conv_h.weight, groups=len(layer.conv_h.weight))
-    x = F.pad(x, (width - 1, width - 1), mode="circular")
+    x = F.pad(x, (width - 1, width - 1, 0, 0), mode="circular")
     return F.conv2d(x, layer.conv_w.weight, groups=len(layer.conv_w.weight))
 
 
@@ -64,10 +64,13 @@ def band_errors(size: int = 14, channels: int = 4) -> tuple[float, float, int]:
     for row in range(size):
         (gradient,) = torch.autograd.grad(y[0, 0, row, 0], x, retain_graph=True)
         seen = min(seen, int((gradient[0, 0, :, 0] != 0).sum()))
-    scale = dense.abs().max()
-    return float((y - dense).abs().max() / scale), float((y - transformed).abs().max() / scale), seen
+    errors = [
+        float((y - other).detach().abs().max() / y.abs().max().item()) for other in (dense, transformed)
+    ]
+    return errors[0], errors[1], seen
 
 
+@torch.no_grad()
 def shift_errors(size: int = 14) -> tuple[float, float]:
     """Return how far shifting an impulse at the border is from shifting its response, zeros beyond and ends joined."""
     torch.manual_seed(0)
