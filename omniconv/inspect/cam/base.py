@@ -20,7 +20,7 @@ from omniconv.models.backbone import FeatureExtractor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["CamMap", "Layer", "Target", "activations", "gradients"]
+__all__ = ["CamMap", "Layer", "Target", "activations", "gradients", "target_scores", "watched"]
 
 Layer = nn.Module | str | Sequence[nn.Module | str] | None
 """A module, its dotted name, several of them, or None for the last feature map of the network."""
@@ -119,7 +119,7 @@ def _layers(model: nn.Module, layer: Layer) -> list[tuple[str, nn.Module]]:
 
 
 @contextmanager
-def _watched(model: nn.Module, layers: list[tuple[str, nn.Module]]) -> Iterator[dict[str, Tensor]]:
+def watched(model: nn.Module, layers: list[tuple[str, nn.Module]]) -> Iterator[dict[str, Tensor]]:
     """Put the model in eval mode and keep each layer's output; leave every module as it was."""
     seen: dict[str, Tensor] = {}
 
@@ -157,7 +157,7 @@ def _run(model: nn.Module, x: Tensor, layer: Layer, score: Callable[[Any], Tenso
     with (
         torch.inference_mode(False),
         torch.set_grad_enabled(score is not None),
-        _watched(model, layers) as seen,
+        watched(model, layers) as seen,
     ):
         output = model(x.detach().clone())
         for name, _ in layers:
@@ -195,6 +195,31 @@ def activations(model: nn.Module, x: Tensor, layer: Layer = None) -> list[Tensor
     return _run(model, x, layer, None)[0]
 
 
+def target_scores(output: Any, target: Target, samples: int) -> tuple[Tensor, Tensor | None]:
+    """Return the score (N,) of each sample's target in a model's output, and the classes if they are classes.
+
+    Raises:
+        UsageError: if `target` means classes and the output is not (N, classes).
+        ValueError: if `target` does not fit the output.
+    """
+    if callable(target):
+        scores = target(output)
+        if scores.shape != (samples,):
+            raise ValueError(f"target must give one score a sample: got shape {tuple(scores.shape)}")
+        return scores, None
+    if not isinstance(output, Tensor) or output.ndim != 2:
+        raise UsageError(
+            "the output is not (N, classes); give target as a function from output to scores (N,)"
+        )
+    if target is None:
+        classes = output.argmax(1)
+    else:
+        classes = torch.as_tensor(target, device=output.device).expand(len(output))
+    if not 0 <= int(classes.min()) <= int(classes.max()) < output.shape[1]:
+        raise ValueError(f"target must lie in [0, {output.shape[1]}): got {classes.tolist()}")
+    return output.gather(1, classes[:, None])[:, 0], classes.detach()
+
+
 def gradients(
     model: nn.Module, x: Tensor, target: Target = None, layer: Layer = None
 ) -> tuple[list[Tensor], list[Tensor], Tensor | None]:
@@ -213,23 +238,10 @@ def gradients(
     chosen: list[Tensor] = []
 
     def score(output: Any) -> Tensor:
-        if callable(target):
-            scores = target(output)
-            if scores.shape != (len(x),):
-                raise ValueError(f"target must give one score a sample: got shape {tuple(scores.shape)}")
-            return scores
-        if not isinstance(output, Tensor) or output.ndim != 2:
-            raise UsageError(
-                "the output is not (N, classes); give target as a function from output to scores (N,)"
-            )
-        if target is None:
-            classes = output.argmax(1)
-        else:
-            classes = torch.as_tensor(target, device=output.device).expand(len(output))
-        if not 0 <= int(classes.min()) <= int(classes.max()) < output.shape[1]:
-            raise ValueError(f"target must lie in [0, {output.shape[1]}): got {classes.tolist()}")
-        chosen.append(classes.detach())
-        return output.gather(1, classes[:, None])[:, 0]
+        scores, classes = target_scores(output, target, len(x))
+        if classes is not None:
+            chosen.append(classes)
+        return scores
 
     features, slopes = _run(model, x, layer, score)
     return features, slopes, chosen[0] if chosen else None
