@@ -174,7 +174,7 @@ def load_renamed(model: nn.Module, state: dict[str, Tensor]) -> None:
     """Load the part of a whole network's state that timm's feature extractor keeps under changed names."""
     plain = {name.replace(".", "_"): value for name, value in state.items()}
     own = model.state_dict()
-    found = {name: plain[name.replace(".", "_").removeprefix("model_")] for name in own}
+    found = {name: plain[name.replace(".", "_").removeprefix("model_").removeprefix("body_")] for name in own}
     model.load_state_dict(found)
 
 
