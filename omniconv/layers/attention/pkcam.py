@@ -64,11 +64,11 @@ class PKCAM(nn.Module):
         super().__init__()
         if excitation not in ("eca", "se"):
             raise ValueError(f"excitation must be 'eca' or 'se': got {excitation!r}")
-        size = layers + 1
         self.local = _excitation(excitation, channels, device, dtype)
         self.broad = _excitation(excitation, channels, device, dtype)
-        self.input_fusion = nn.Conv1d(1, 1, size, size, bias=False, device=device, dtype=dtype)
-        self.output_fusion = nn.Conv1d(1, 1, 2, 2, bias=False, device=device, dtype=dtype)
+        # The authors' convolution whose kernel and stride are the number of rows, which Linear computes faster.
+        self.input_fusion = nn.Linear(layers + 1, 1, bias=False, device=device, dtype=dtype)
+        self.output_fusion = nn.Linear(2, 1, bias=False, device=device, dtype=dtype)
 
     def reset_parameters(self) -> None:
         """Draw new weights."""
@@ -87,15 +87,9 @@ class PKCAM(nn.Module):
                     f"got {vector.shape[1]} and {z.shape[1]}"
                 )
         rows = [vector.repeat(1, z.shape[1] // vector.shape[1]) for vector in earlier]
-        fused = self._fuse(self.input_fusion, *rows, z).relu()
-        local, broad = self.local(z.unsqueeze(1)).sigmoid(), self.broad(fused).sigmoid()
-        scale = self._fuse(self.output_fusion, local[:, 0], broad[:, 0]).sigmoid()
-        return x * (1 + scale[:, 0, :, None, None])
-
-    @staticmethod
-    def _fuse(conv: nn.Module, *rows: Tensor) -> Tensor:
-        """Return (N, 1, C): the same weighted sum of the rows (N, C) for every channel."""
-        return conv(torch.stack(rows, 2).flatten(1).unsqueeze(1))
+        fused = self.input_fusion(torch.stack((*rows, z), 2)).relu()
+        scores = torch.cat((self.local(z.unsqueeze(1)), self.broad(fused.mT)), 1).sigmoid()
+        return x * (1 + self.output_fusion(scores.mT).sigmoid().unsqueeze(3))
 
 
 CASES = (

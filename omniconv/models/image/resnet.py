@@ -262,9 +262,7 @@ VARIANTS = {
         ResNetConfig((1, 2, 1), (8, 16, 24), bottleneck=False, stem="3x3", shortcut="pool", gate="eca")
     ),
     "resnet_pkcam_test": _small(
-        ResNetConfig(
-            (1, 1), (8, 16), bottleneck=False, stem="3x3", gate="pkcam", norm="evonorm_b0", anti_alias="blur"
-        )
+        _pooled((1, 1), (8, 16), gate="pkcam", norm="evonorm_b0", anti_alias="blur")
     ),
     "resnext_test": _small(
         ResNetConfig((1, 1), (16, 32), stem="deep", stem_width=8, cardinality=4, base_width=16, gate="se")

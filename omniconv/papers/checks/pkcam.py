@@ -40,7 +40,7 @@ def local_error() -> float:
     torch.manual_seed(0)
     layer, eca = PKCAM(64, 2).double(), EfficientChannelAttention(64).double()
     with torch.no_grad():
-        layer.output_fusion.weight.copy_(torch.tensor([[[1.0, 0.0]]]))
+        layer.output_fusion.weight.copy_(torch.tensor([[1.0, 0.0]]))
         eca.conv.weight.copy_(layer.get_parameter("local.weight"))
         x = torch.rand(4, 64, 5, 6, dtype=torch.float64) + 1
         gates = eca(x) / x

@@ -45,7 +45,7 @@ def test_gates_depend_on_earlier_layers_until_the_fusion_selects_the_local_row(e
     (gradient,) = torch.autograd.grad(layer(x, earlier).sum(), earlier)
     assert gradient.any()
     with torch.no_grad():
-        layer.output_fusion.weight.copy_(torch.tensor([[[1.0, 0.0]]]))
+        layer.output_fusion.weight.copy_(torch.tensor([[1.0, 0.0]]))
     (gradient,) = torch.autograd.grad(layer(x, earlier).sum(), earlier)
     assert not gradient.any()
 
@@ -53,7 +53,7 @@ def test_gates_depend_on_earlier_layers_until_the_fusion_selects_the_local_row(e
 def test_the_local_row_is_eca():
     layer, eca, x = PKCAM(16, 1), EfficientChannelAttention(16), torch.rand(2, 16, 3, 4) + 1
     with torch.no_grad():
-        layer.output_fusion.weight.copy_(torch.tensor([[[1.0, 0.0]]]))
+        layer.output_fusion.weight.copy_(torch.tensor([[1.0, 0.0]]))
         eca.conv.weight.copy_(layer.local.weight)
     gates = eca(x) / x
     torch.testing.assert_close(layer(x, torch.randn(2, 8)), x * (1 + gates.sigmoid()))
