@@ -63,7 +63,8 @@ def make_network(seed: int, local_blocks: int) -> nn.Module:
 
 def gates(model: nn.Module) -> Tensor:
     """Return the gates of all local blocks."""
-    return torch.cat([m.gating_param for m in model.modules() if isinstance(m, GatedPositionalSelfAttention)])
+    local = (m for m in model.modules() if isinstance(m, GatedPositionalSelfAttention))
+    return torch.cat([m.gating_param.detach() for m in local])
 
 
 def run(check: Check) -> None:
