@@ -31,6 +31,10 @@ class ConViTConfig(ViTConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.anchored:
+            raise ValueError(
+                "ConViT cannot be anchored: the places that its heads look at do not wrap around"
+            )
         if not 0 <= self.local_blocks < self.depth:
             raise ValueError(
                 f"local_blocks must be fewer than depth: got {self.local_blocks} and {self.depth}"

@@ -30,3 +30,8 @@ def test_counts_of_the_official_code():
 def test_a_block_must_be_left_for_the_class_token():
     with pytest.raises(ValueError, match="local_blocks must be fewer than depth: got 2 and 2"):
         create_model("convit_test", local_blocks=2)
+
+
+def test_heads_that_look_at_places_cannot_be_anchored():
+    with pytest.raises(ValueError, match="ConViT cannot be anchored"):
+        create_model("convit_test", anchored=True)
