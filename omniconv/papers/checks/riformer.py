@@ -40,7 +40,7 @@ LAYOUT: dict[str, Any] = {
     "layer_scale": 1.0,
 }
 IMAGES = 10000
-RECIPE: dict[str, Any] = {"epochs": 2, "batch": 64}
+RECIPE: dict[str, Any] = {"epochs": 2}
 
 
 def blocks_of(model: nn.Module) -> list[MetaFormerBlock]:
