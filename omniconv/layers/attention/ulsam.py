@@ -91,7 +91,7 @@ def substitute_ulsam(model: nn.Module, names: Sequence[str], images: Tensor, sub
     shapes: dict[str, tuple[torch.Size, torch.Size]] = {}
     hooks = [
         known[name].register_forward_hook(
-            lambda m, x, y, name=name: shapes.update({name: (x[0].shape, y.shape)})
+            lambda m, x, y, name=name: shapes.update({name: (x[0].shape, y.shape)})  # pyright: ignore
         )
         for name in names
     ]
