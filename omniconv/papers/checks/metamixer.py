@@ -31,7 +31,7 @@ FRAME_ERROR = 1e-6
 OVER_IDENTITY = 5.0
 OVER_DEPTHWISE = 0.0
 SEEDS = (0, 1, 2)
-IMAGES, EPOCHS = 10000, 1.5
+IMAGES, EPOCHS, BATCH = 10000, 1.7, 64
 SMALL: dict[str, Any] = {"depths": (1, 1), "widths": (32, 64), "stem_width": 16, "kernel_sizes": (7, 7)}
 
 
@@ -116,7 +116,7 @@ def trained(mixer: str, seed: int, images: Split, test: Split) -> float:
     for stage, width in zip(model.get_submodule("stages").children(), SMALL["widths"], strict=True):
         for block in stage.get_submodule("blocks").children():
             block.token_mixer = MIXERS[mixer](width)
-    train(accelerate(model), images, epochs=EPOCHS, seed=seed)
+    train(accelerate(model), images, epochs=EPOCHS, batch=BATCH, seed=seed)
     return accuracy(model, test)
 
 
