@@ -38,7 +38,7 @@ def compare(name: str, most: float) -> dict[str, float]:
     assert timm is not None, "timm is not installed"
     images = images_for(name)
     with without_init():
-        theirs, ours = timm.create_model(name), create_model(name)
+        theirs, ours = timm.create_model(name, num_classes=1000), create_model(name)
     no_dropout(ours)
     no_dropout(theirs)
     fill(theirs)

@@ -41,7 +41,7 @@ def _names() -> list:
 def _pair(name: str, images: torch.Tensor) -> tuple[torch.nn.Module, torch.nn.Module]:
     """Return ours and timm's network with the same telling weights, strictly loaded."""
     with without_init():
-        theirs = timm.create_model(name)
+        theirs = timm.create_model(name, num_classes=1000)  # some have no classifier by default
         ours = create_model(name)
     no_dropout(ours)
     no_dropout(theirs)
