@@ -82,7 +82,8 @@ def rename(tensors: Mapping[str, Tensor], rules: Iterable[tuple[str, str]]) -> d
 def adapt(model: Backbone, tensors: Mapping[str, Tensor], rules: Rules = ()) -> dict[str, Tensor]:
     r"""Return the state dict that starts `model` from another network's tensors.
 
-    Names may be those of distributed training (`module.`) or of the official repository (`rules`). A classifier
+    Names may be those of distributed training (`module.`) or of the official repository (`rules`), and axes of length
+    one may differ. A classifier
     for other classes, or none, leaves the model's own as it is. A first convolution of :math:`C` channels becomes
     one of :math:`C'`: with more channels the new ones get the mean of the old, with fewer all do, and the factor
 
@@ -115,7 +116,7 @@ def adapt(model: Backbone, tensors: Mapping[str, Tensor], rules: Rules = ()) -> 
             continue
         if name not in tensors:
             raise UsageError(f"the weights have no {name}")
-        state[name] = _other_channels(tensors[name], wanted.shape)
+        state[name] = _shaped(tensors[name], wanted.shape)
         if state[name].shape != wanted.shape:
             shapes = f"{tuple(tensors[name].shape)}, the network's {tuple(wanted.shape)}"
             raise UsageError(f"the weights' {name} has the shape {shapes}")
@@ -125,8 +126,10 @@ def adapt(model: Backbone, tensors: Mapping[str, Tensor], rules: Rules = ()) -> 
     return state
 
 
-def _other_channels(weight: Tensor, shape: torch.Size) -> Tensor:
-    """Return a convolution's weight for the input channels of `shape`, if these are all that differs."""
+def _shaped(weight: Tensor, shape: torch.Size) -> Tensor:
+    """Return a weight in `shape` if it differs in axes of length one or in a convolution's input channels alone."""
+    if [n for n in weight.shape if n > 1] == [n for n in shape if n > 1]:
+        return weight.reshape(shape)
     old, new = weight.shape[1] if weight.ndim > 2 else 0, shape[1] if len(shape) > 2 else 0
     if old == new or (weight.shape[0], *weight.shape[2:]) != (shape[0], *shape[2:]):
         return weight

@@ -101,15 +101,20 @@ class Predictor:
         """Return activation maps (N, H, W) in [0, 1] of raw pictures (N, C, H, W), for the likeliest classes."""
         from omniconv.inspect.cam.layer_cam import layer_cam
 
-        maps = layer_cam(self.model, self.preprocess(images), layer=self._map_layer()).data["map"]
+        x = self.preprocess(images)
+        maps = np.zeros((len(x), 1, 1), np.float32)
+        for layer in self._map_layers():
+            # A classifier that reads a class token does not read the last map.
+            if not maps.any():
+                maps = layer_cam(self.model, x, layer=layer).data["map"]
         size = (int(images.shape[2]), int(images.shape[3]))
         resized = nn.functional.interpolate(torch.from_numpy(maps)[:, None], size, mode="bilinear")
         return resized[:, 0].numpy()
 
-    def _map_layer(self) -> str | None:
-        """Return the deepest stage whose map still has 4 x 4 pixels, so that there is something to see."""
+    def _map_layers(self) -> list[str | None]:
+        """Return the stages whose maps still have 4 x 4 pixels, so that there is something to see, deepest first."""
         info = getattr(self.model, "feature_info", None)
         if info is None:
-            return None
+            return [None]
         wide = [f["module"] for f in info if min(self.preprocess.size) // f["reduction"] >= 4]
-        return wide[-1] if wide else info[0]["module"]
+        return wide[::-1] or [info[0]["module"]]

@@ -72,7 +72,12 @@ def test_networks_on_the_meta_device_still_give_shapes():
     model = omniconv.accelerate(network().eval())
     model(torch.randn(1, 3, 40, 37))
     with torch.no_grad():
-        assert copy.deepcopy(model).to("meta")(torch.empty(1, 3, 40, 37, device="meta")).shape == (1, 16, 18, 17)
+        assert copy.deepcopy(model).to("meta")(torch.empty(1, 3, 40, 37, device="meta")).shape == (
+            1,
+            16,
+            18,
+            17,
+        )
 
 
 def test_layers_that_may_compute_something_else_are_left_alone():

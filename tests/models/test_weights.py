@@ -84,6 +84,13 @@ def test_what_does_not_fit_is_named(donor):
         adapt(model, tensors | {name: torch.ones(1)})
 
 
+def test_axes_of_length_one_make_no_difference(donor):
+    model, tensors = donor
+    name = next(name for name, tensor in tensors.items() if tensor.ndim == 1)
+    adapted = adapt(model, tensors | {name: tensors[name][:, None, None]})
+    assert torch.equal(adapted[name], tensors[name])
+
+
 def test_old_weights_without_counters_load(donor):
     model, tensors = donor
     model.load_state_dict(adapt(model, {k: t for k, t in tensors.items() if "num_batches_tracked" not in k}))
