@@ -1,6 +1,6 @@
 """Compare every network that timm has under the same name with timm's, and write docs/parity.json.
 
-    python tools/parity.py [--only PATTERN] [--most 120e6]
+    python tools/parity.py [--only PATTERN] [--most 30e6]
 
 Outputs and gradients of the images, eval and training mode, float32 and float64; relative to the largest value.
 Networks of more parameters than `--most` are compared in eval mode and float32 alone. What was measured before and
@@ -64,7 +64,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="*", help="shell pattern of names")
     parser.add_argument(
-        "--most", default=120e6, type=float, help="parameters up to which everything is compared"
+        "--most", default=30e6, type=float, help="parameters up to which everything is compared"
     )
     arguments = parser.parse_args()
     timm = import_timm()

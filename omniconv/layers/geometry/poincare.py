@@ -2,8 +2,8 @@ r"""Layers of the Poincare ball: hyperplanes for linear maps, midpoints for batc
 
 Paper: van Spengler et al., Poincare ResNet, https://arxiv.org/abs/2303.14027, on the hyperplanes of Shimizu et al.,
 Hyperbolic Neural Networks++, https://arxiv.org/abs/2006.08210. As in the authors' code, a map between layers holds
-tangent vectors at the origin, along its channels. Two things differ from that code: its conformal factor is 2 (1 -
-c |x|^2) instead of 2 / (1 - c |x|^2), and its batch norm has no running statistics.
+tangent vectors at the origin, along its channels. Two things differ from that code: its conformal factor is
+:math:`2 (1 - c |x|^2)` instead of :math:`2 / (1 - c |x|^2)`, and its batch norm has no running statistics.
 
 A convolution needs no unfolded patches here. The exponential map only scales a patch, so its products with the
 kernels are an ordinary convolution times a number for every place, which depends on the norm of the patch alone;
