@@ -280,7 +280,7 @@ LAYER_FAULTS = [
     (ForcesFloat32, layers.output_shape_and_dtype, "for torch.bfloat16"),
     (BreaksAutocast, layers.autocast, "RuntimeError"),
     (OverflowsInAutocast, layers.autocast, "output is off by"),
-    (ReadsFreshMemory, layers.reads_no_fresh_memory, "not finite"),
+    (ReadsFreshMemory, layers.reads_no_fresh_memory, "write what torch.empty gives"),
     (PinnedToCpu, layers.meta_construction, "eye is on cpu"),
     (NoDevice, layers.device_and_dtype, "it takes no device and no dtype"),
     (ForgetsDtype, layers.device_and_dtype, "skip is torch.float32 on meta"),
