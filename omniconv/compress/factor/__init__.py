@@ -1,0 +1,1 @@
+"""Factorization: layers as products and recurrences of smaller ones."""
