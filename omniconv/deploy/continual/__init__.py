@@ -1,0 +1,1 @@
+"""Continual inference: networks for clips that take one frame at a time."""
