@@ -8,13 +8,15 @@ from torch import nn
 from torch.nn import functional as F
 
 from omniconv.compress.prune.ratios import (
+    erdos_renyi_densities,
     erk_densities,
     erk_magnitude,
+    keep_counts,
     lamp,
     lamp_scores,
     snip,
-    snip_scores,
     uniform_magnitude,
+    uniform_plus_densities,
 )
 
 X = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
@@ -125,18 +127,41 @@ def test_lamp_does_not_see_the_scale_of_a_layer():
     assert counts(lamp(model, 0.9)[0]) == expected
 
 
-def test_snip_scores_are_the_derivative_by_a_gate():
-    model = network().double()
-    x = X.double()
-    scores = snip_scores(model, lambda m: F.cross_entropy(m(x), Y))
-    before = model.state_dict()["1.running_mean"].clone()
-    for layer, index in (("0", (2, 1, 0, 2)), ("3", (4, 5, 1, 1)), ("5", (7, 100))):
-        values = []
-        for gate in (1 + 1e-5, 1 - 1e-5):
-            twin = network().double()
-            with torch.no_grad():
-                twin.get_submodule(layer).weight[index] *= gate
-                values.append(float(F.cross_entropy(twin(x), Y)))
-        numeric = abs(values[0] - values[1]) / 2e-5
-        assert float(scores[layer][index]) == pytest.approx(numeric, rel=1e-3, abs=1e-8)
-    assert torch.equal(model.state_dict()["1.running_mean"], before)
+SHAPES = {"stem": (16, 3, 3, 3), "deep": (64, 32, 3, 3), "wide": (128, 64, 1, 1), "head": (10, 128)}
+
+
+def test_erdos_renyi_is_erk_of_pixels_and_does_not_see_the_kernel():
+    for kept in (900, 3000, 9000):
+        densities = erdos_renyi_densities(SHAPES, kept)
+        pixels = {name: (*shape[:2], 1, 1) for name, shape in SHAPES.items()}
+        raw = {name: sum(shape[:2]) / math.prod(shape[:2]) for name, shape in pixels.items()}
+        sparse = [name for name, density in densities.items() if density < 1]
+        scales = [densities[name] / raw[name] for name in sparse]
+        assert scales == pytest.approx(scales[:1] * len(scales))
+        # Those that are whole would have been over their size.
+        assert all(raw[name] * scales[0] >= 1 for name in densities if name not in sparse)
+        assert sum(densities[n] * math.prod(s) for n, s in SHAPES.items()) == pytest.approx(kept)
+
+
+@pytest.mark.parametrize("kept", [3000, 15000])
+def test_uniform_plus_spares_the_first_and_the_last_layer(kept):
+    densities = uniform_plus_densities(SHAPES, kept)
+    assert densities["stem"] == 1
+    assert densities["deep"] == densities["wide"]
+    assert densities["head"] == max(0.2, densities["deep"])
+    assert sum(densities[n] * math.prod(s) for n, s in SHAPES.items()) == pytest.approx(kept)
+
+
+def test_uniform_plus_cannot_keep_fewer():
+    with pytest.raises(
+        ValueError, match="uniform\\+ keeps the first layer and a fifth of the last, 688 weights"
+    ):
+        uniform_plus_densities(SHAPES, 687)
+    assert uniform_plus_densities({"only": (4, 5)}, 10) == {"only": 0.5}
+
+
+def test_keep_counts_takes_each_layers_largest():
+    scores = {"a": torch.tensor([[3.0, 1.0], [2.0, 2.0]]), "b": torch.tensor([5.0, 6.0])}
+    masks = keep_counts(scores, {"a": 2, "b": 0})
+    assert masks["a"].tolist() == [[True, False], [False, True]]
+    assert masks["b"].tolist() == [False, False]
