@@ -1,0 +1,1 @@
+"""Merging: several networks in one, or several inputs through one network at once."""
