@@ -1,0 +1,1 @@
+"""Networks whose cost follows the input or the budget of the moment."""
