@@ -8,6 +8,7 @@ has heard of, and a norm over time is refused by name.
 
 import copy
 import itertools
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,7 +24,6 @@ __all__ = ["ContinualNetwork", "continual"]
 
 _CONVS = {nn.Conv1d: ContinualConv1d, nn.Conv2d: ContinualConv2d, nn.Conv3d: ContinualConv3d}
 _MEANS = ("mean", torch.mean)
-Value = Any
 
 
 class _Tracer(fx.Tracer):
@@ -31,6 +31,31 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, Stream) or super().is_leaf_module(m, module_qualified_name)
+
+
+@dataclass
+class _Plan:
+    """How the nodes of a traced network stream, by their names.
+
+    Attributes:
+        graph: the network.
+        streams: the module that computes the node, for those that compute over time.
+        sources: the nodes whose frames it takes; constants have none.
+        axes: of time in what it gives; None for results over whole windows.
+        spans: of it, from the network's input on.
+    """
+
+    graph: fx.Graph
+    streams: dict[str, str] = field(default_factory=dict)
+    sources: dict[str, list[str]] = field(default_factory=dict)
+    axes: dict[str, int | None] = field(default_factory=dict)
+    spans: dict[str, Span] = field(default_factory=dict)
+
+    @property
+    def result(self) -> str:
+        """Name of the node that the network returns."""
+        (output,) = (node for node in self.graph.nodes if node.op == "output")
+        return output.args[0].name
 
 
 class ContinualNetwork(Stream):
@@ -47,47 +72,35 @@ class ContinualNetwork(Stream):
         self._non_persistent_buffers_set = root._non_persistent_buffers_set
         self.training = root.training
         self.axis = axis
-        self.graph = graph
+        self._plan = _Plan(graph)
         for node in graph.nodes:
-            if node.op == "get_attr" and isinstance(tensor := root.__dict__.get(node.target), Tensor):
-                self.register_buffer(
-                    node.target, tensor, persistent=False
-                )  # a constant in the network's code
-        # By name of the node: the stream that computes it, the nodes whose frames it takes, the axis of time in
-        # what it gives (None for results over whole windows; constants are absent), and its span.
-        self.streams: dict[str, str] = {}
-        self.sources: dict[str, list[str]] = {}
-        self.axes: dict[str, int | None] = {}
-        self.spans: dict[str, Span] = {}
-
-    @property
-    def _result(self) -> str:
-        (output,) = (node for node in self.graph.nodes if node.op == "output")
-        return output.args[0].name
+            constant = root.__dict__.get(str(node.target))
+            if node.op == "get_attr" and isinstance(constant, Tensor):
+                self.register_buffer(str(node.target), constant, persistent=False)
 
     @property
     def whole(self) -> bool:  # type: ignore[override]  # of this network rather than of the class
         """Whether every output is one of the clip network for a whole window, rather than a frame."""
-        return self.axes[self._result] is None
+        return self._plan.axes[self._plan.result] is None
 
     @property
     def span(self) -> Span:
         """Which frames an output depends on."""
-        return self.spans[self._result]
+        return self._plan.spans[self._plan.result]
 
     @property
     def _out_axis(self) -> int:
-        axis = self.axes[self._result]
+        axis = self._plan.axes[self._plan.result]
         return self.axis if axis is None else axis
 
     def forward(self, clip: Tensor) -> Tensor:
         """Return what the network gives for a clip."""
-        values: dict[str, Value] = {}
-        for node in self.graph.nodes:
+        values: dict[str, Any] = {}
+        for node in self._plan.graph.nodes:
             values[node.name] = clip if node.op == "placeholder" else self.call(node, values)
         return values["output"]
 
-    def call(self, node: fx.Node, values: dict[str, Value]) -> Value:
+    def call(self, node: fx.Node, values: dict[str, Any]) -> Any:
         """Compute a node of the graph from the values of those before it."""
         args = fx.map_arg(node.args, lambda n: values[n.name])
         kwargs = fx.map_arg(node.kwargs, lambda n: values[n.name])
@@ -114,19 +127,19 @@ class ContinualNetwork(Stream):
         return self._run([], end=True)
 
     def _run(self, frames: list[Tensor], end: bool) -> list[Tensor]:
-        came: dict[str, list[Value]] = {}
-        constants: dict[str, Value] = {}
-        waiting: dict[str, list[list[Value]]] = self._stream or {}
-        for node in self.graph.nodes:
-            name, sources = node.name, self.sources.get(node.name)
+        came: dict[str, list[Any]] = {}
+        constants: dict[str, Any] = {}
+        waiting: dict[str, list[list[Any]]] = self._stream or {}
+        for node in self._plan.graph.nodes:
+            name, sources = node.name, self._plan.sources.get(node.name)
             if node.op == "placeholder":
                 came[name] = frames
             elif node.op == "output":
                 self._stream = waiting
             elif sources is None:
                 constants[name] = self.call(node, constants)
-            elif name in self.streams:
-                stream = self.get_submodule(self.streams[name])
+            elif name in self._plan.streams:
+                stream = self.get_submodule(self._plan.streams[name])
                 assert isinstance(stream, Stream)
                 came[name] = stream.steps(came[sources[0]]) + (stream.flush() if end else [])
             else:
@@ -138,15 +151,13 @@ class ContinualNetwork(Stream):
                     waiting = waiting | {name: [queue[count:] for queue in queues]}
                     queues = [queue[:count] for queue in queues]
                 came[name] = self._each(node, dict(zip(sources, queues, strict=True)), constants)
-        return came[self._result]
+        return came[self._plan.result]
 
-    def _each(
-        self, node: fx.Node, frames: dict[str, list[Value]], constants: dict[str, Value]
-    ) -> list[Value]:
+    def _each(self, node: fx.Node, frames: dict[str, list[Any]], constants: dict[str, Any]) -> list[Any]:
         """Compute a node that treats each frame alone, for frames together or result by result."""
         count = len(next(iter(frames.values())))
-        axes: dict[str, Any] = {name: self.axes[name] for name in frames}
-        axis = self.axes[node.name]
+        axes: dict[str, Any] = {name: self._plan.axes[name] for name in frames}
+        axis = self._plan.axes[node.name]
         if count > 1 and axis is not None and None not in axes.values():
             clips = {name: torch.cat(frames[name], axes[name]) for name in frames}
             return list(self.call(node, constants | clips).split(1, axis))
@@ -161,18 +172,19 @@ class _Converter:
 
     def __init__(self, network: ContinualNetwork, clip: Tensor) -> None:
         self.network = network
+        self.plan = network._plan
         self.clip = clip
-        self.values: dict[str, Value] = {}
+        self.values: dict[str, Any] = {}
 
     def convert(self) -> None:
-        network = self.network
-        for node in list(network.graph.nodes):
+        network, plan = self.network, self.plan
+        for node in list(plan.graph.nodes):
             name = node.name
-            live = [n for n in node.all_input_nodes if n.name in network.axes]
+            live = [n for n in node.all_input_nodes if n.name in plan.axes]
             if node.op == "placeholder":
-                if network.axes:
+                if plan.axes:
                     raise ValueError(f"a stream has one input, but the network has also {name!r}")
-                network.axes[name], network.spans[name] = network.axis, Span()
+                plan.axes[name], plan.spans[name] = network.axis, Span()
                 self.values[name] = self.clip
                 continue
             self.values[name] = network.call(node, self.values)
@@ -184,7 +196,7 @@ class _Converter:
                     self._convert(node, live)
                 except ValueError as error:
                     raise ValueError(f"{self._describe(node)}: {error}") from None
-        if not network.axes.keys() >= {network._result}:
+        if not plan.axes.keys() >= {plan.result}:
             raise ValueError("the network's output does not depend on its input")
 
     def _describe(self, node: fx.Node) -> str:
@@ -194,37 +206,37 @@ class _Converter:
         return f"{name} ({node.name})"
 
     def _convert(self, node: fx.Node, live: list[fx.Node]) -> None:
-        network = self.network
-        network.sources[node.name] = [n.name for n in live]
-        axes: list[Any] = [network.axes[n.name] for n in live]
+        plan = self.plan
+        plan.sources[node.name] = [n.name for n in live]
+        axes: list[Any] = [plan.axes[n.name] for n in live]
         self._span(node, live)
         if node.target is join and None not in axes:
             self._join(node, live)
         elif all(axis is None for axis in axes):
-            network.axes[node.name] = None
+            plan.axes[node.name] = None
         elif None in axes:
             raise ValueError("it joins single frames with a result over the whole clip, so it cannot stream")
         elif len(live) == 1 and self._stream(node, live[0], axes[0]):
             pass
         else:
-            network.axes[node.name] = self._frame_axis(node, live)
+            plan.axes[node.name] = self._frame_axis(node, live)
 
     def _span(self, node: fx.Node, live: list[fx.Node]) -> None:
-        spans = [self.network.spans[n.name] for n in live]
+        spans = [self.plan.spans[n.name] for n in live]
         if len({span.stride for span in spans}) > 1:
             strides = " and ".join(str(span.stride) for span in spans)
             raise ValueError(f"its inputs have temporal strides {strides}, which cannot be aligned")
         total = spans[0]
         for span in spans[1:]:
             total = total.join(span)
-        self.network.spans[node.name] = total
+        self.plan.spans[node.name] = total
 
     def _use(self, node: fx.Node, stream: Stream, name: str, axis: int | None) -> bool:
         """Let a stream compute a node."""
-        network = self.network
-        network.streams[node.name] = name
-        network.spans[node.name] = network.spans[node.name].then(stream.span)
-        network.axes[node.name] = None if stream.whole else axis
+        plan = self.plan
+        plan.streams[node.name] = name
+        plan.spans[node.name] = plan.spans[node.name].then(stream.span)
+        plan.axes[node.name] = None if stream.whole else axis
         return True
 
     def _add(self, node: fx.Node, stream: Stream, axis: int | None) -> bool:
@@ -266,7 +278,7 @@ class _Converter:
         return self._add(node, Crop(before, after, axis=axis), axis)
 
     def _module(self, node: fx.Node, source: fx.Node, axis: int) -> bool:
-        network, name = self.network, str(node.target)
+        network, plan, name = self.network, self.plan, str(node.target)
         module = network.get_submodule(name)
         frames = self.values[source.name].shape[axis]
         out = self.values[node.name]
@@ -288,14 +300,12 @@ class _Converter:
             raise ValueError("it streams with one argument, and it has more; leave masks out")
         if axis != module.axis:
             raise ValueError(f"it has time on axis {module.axis}, but here time is on axis {axis}")
-        if name in network.streams.values():
+        if name in plan.streams.values():
             raise ValueError(
                 "it is called twice, and one layer has one stream; use a copy for the second call"
             )
-        if isinstance(module, Window):
-            _, stride, *_ = module.window()
-            if module.span == Span() and stride == 1 and not any(module.window()[2:]):
-                return False  # nothing over time
+        if isinstance(module, Window) and module.window() == (1, 1, 0, 0):
+            return False  # nothing over time
         return self._use(node, module, name, axis)
 
     def _last_only(self, node: fx.Node) -> bool:
@@ -307,29 +317,29 @@ class _Converter:
 
     def _join(self, node: fx.Node, live: list[fx.Node]) -> None:
         """Crop longer branches as `join` does, each by a stream of its own in front of it."""
-        network = self.network
+        network, plan = self.network, self.plan
         shortest = min(self.values[n.name].shape[2] for n in live)
         for source in live:
             surplus = (self.values[source.name].shape[2] - shortest) // 2
             if surplus:
                 name = f"stream_{node.name}_{source.name}"
-                with network.graph.inserting_before(node):
-                    crop = network.graph.call_module(name, (source,))
+                with plan.graph.inserting_before(node):
+                    crop = plan.graph.call_module(name, (source,))
                 node.replace_input_with(source, crop)
                 stream = Crop(surplus, surplus).eval()
                 network.add_module(name, stream)
-                network.sources[crop.name] = [source.name]
-                network.spans[crop.name] = network.spans[source.name]
+                plan.sources[crop.name] = [source.name]
+                plan.spans[crop.name] = plan.spans[source.name]
                 self._use(crop, stream, name, 2)
         cropped = node.all_input_nodes
-        network.sources[node.name] = [n.name for n in cropped]
+        plan.sources[node.name] = [n.name for n in cropped]
         self._span(node, cropped)
-        network.axes[node.name] = 2
+        plan.axes[node.name] = 2
 
     def _frame_axis(self, node: fx.Node, live: list[fx.Node]) -> int:
         """Return the axis of time in what a node gives, having seen that it treats each frame alone."""
-        network = self.network
-        axes = {n.name: network.axes[n.name] for n in live}
+        plan = self.plan
+        axes = {n.name: plan.axes[n.name] for n in live}
         lengths = {self.values[name].shape[axis] for name, axis in axes.items()}
         out = self.values[node.name]
         refused = ValueError("it mixes the frames of a clip or depends on their number, so it cannot stream")
