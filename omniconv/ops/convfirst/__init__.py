@@ -1,0 +1,1 @@
+"""The ConvFirst block as one operator."""
