@@ -307,11 +307,11 @@ def compress_table(result: dict[str, Any]) -> None:
     """Print what was tried and what was kept."""
     console = _console()
     metric = result["metric"]
-    table = _table("form", "sparsity:", "size:", "latency:", f"{_name(metric)}:", "kept")
+    table = _table("form", "removed:", "size:", "latency:", f"{_name(metric)}:", "kept")
     for row in result["tried"]:
         table.add_row(
             row["form"],
-            f"{row['sparsity']:.0%}",
+            f"{row['removed']:.0%}",
             bytes_text(row["bytes"]),
             seconds_text(row["latency"]) if row.get("latency") else "",
             _value(metric, row["value"]),

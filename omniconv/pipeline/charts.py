@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from markupsafe import Markup
 
-__all__ = ["Series", "intervals", "lines", "matrix", "reliability", "scatter", "ticks"]
+__all__ = ["Series", "intervals", "lines", "matrix", "reliability", "scatter", "ticks", "trade_off"]
 
 Format = Callable[[float], str]
 
@@ -244,6 +244,47 @@ def scatter(pairs: Sequence[tuple[float, float]], *, label: str, y_format: Forma
     parts.append(_text(350, 322, "true value", anchor="end"))
     parts.append(_text(62, 20, "predicted value", style="hint"))
     return _svg(360, 328, label, parts)
+
+
+def trade_off(
+    points: Sequence[tuple[float, float, str, bool]],
+    *,
+    label: str,
+    x_name: str,
+    x_format: Format,
+    y_format: Format,
+) -> Markup:
+    """Draw what is paid against what is got, a point for each candidate, and the front that none of them beats.
+
+    Args:
+        points: (cost, value, name, whether it was kept); less cost and more value are better.
+        label: what the chart shows, for those who cannot see it.
+        x_name: name of the cost.
+        x_format: how a cost is written.
+        y_format: how a value is written.
+    """
+    costs, values = [p[0] for p in points], [p[1] for p in points]
+    plane = _Plane((64, 10, 560, 250), (0.0, max(costs)), (min(values), max(values)), x_format, y_format)
+    parts = list(plane.grid)
+    front = sorted(
+        (c, v)
+        for c, v, *_ in points
+        if not any(a <= c and b >= v and (a, b) != (c, v) for a, b, *_ in points)
+    )
+    path = " ".join(f"{_number(plane.x(c))},{_number(plane.y(v))}" for c, v in front)
+    parts.append(Markup('<polyline points="{}" class="ideal" fill="none"/>').format(path))
+    for cost, value, name, kept in points:
+        x, y = plane.x(cost), plane.y(value)
+        parts.append(
+            Markup('<g class="{}"><circle cx="{}" cy="{}" r="{}"><title>{}</title></circle></g>').format(
+                "points", _number(x), _number(y), 6 if kept else 3.5, name
+            )
+        )
+        if kept:
+            right = x < 400
+            parts.append(_text(x + (10 if right else -10), y - 8, name, anchor="start" if right else "end"))
+    parts.append(_text(560, 282, x_name, anchor="end"))
+    return _svg(570, 290, label, parts)
 
 
 def _cells(shares: Sequence[Sequence[float]]) -> str:

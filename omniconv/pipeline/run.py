@@ -122,6 +122,10 @@ class Run:
             in_chans=self.header["in_chans"],
             **self.header["options"],
         )
+        if "kept" in self.header:
+            model = _without_units(
+                model, self.header["kept"], (self.header["in_chans"], *self.header["traced"])
+            )
         tensors, _ = load_weights(self.weights_path)
         model.load_state_dict(tensors)
         return model.eval()
@@ -192,6 +196,17 @@ class Run:
         from omniconv.pipeline.shrink import compress
 
         return compress(self, **budget)
+
+
+def _without_units(model: Backbone, kept: dict[str, list[int]], shape: tuple[int, ...]) -> Backbone:
+    """Return the network without the channels that compression removed; `kept` says by group which are left."""
+    from omniconv.compress.structure.graph import trace_structure
+
+    structure = trace_structure(model, shape)
+    keep = {name: torch.zeros(structure.groups[name].size, dtype=torch.bool) for name in kept}
+    for name, units in kept.items():
+        keep[name][units] = True
+    return structure.remove(model, keep)
 
 
 def model_header(plan: Plan, schema: Schema, task: Task, preprocess: Preprocess) -> dict[str, Any]:

@@ -1,23 +1,29 @@
-"""`compress`: global magnitude pruning with a short fine-tuning, and static int8, tried and measured.
+"""`compress`: channels removed, weights set to zero, int8, alone and together, tried on the target and measured.
 
 What is kept is a run folder of its own, beside which the original stays as it was.
 """
 
+import contextlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor, nn
+
 from omniconv.compress.prune.global_magnitude import global_magnitude
 from omniconv.compress.prune.masks import hold_masks
+from omniconv.compress.prune.structured import choose_units, unit_norms
 from omniconv.compress.sparse_file import save_sparse
+from omniconv.compress.structure.graph import Structure, trace_structure
 from omniconv.core.errors import OmniconvError, RefusedError
 from omniconv.core.files import atomic_write
 from omniconv.core.units import bytes_text, seconds_text
+from omniconv.core.weights import save_weights
 from omniconv.data.batches import Batches
 from omniconv.data.sources import ImageData
 from omniconv.data.splits import load_splits
@@ -25,12 +31,15 @@ from omniconv.deploy.latency import exported_candidate, measure
 from omniconv.pipeline.baseline import targets_of
 from omniconv.pipeline.check import open_labelled
 from omniconv.pipeline.run import Run, new_run_folder
+from omniconv.pipeline.trade_off import render_trade_off
 from omniconv.pipeline.train import Trainer
 from omniconv.pipeline.use import export, quantize
 
 __all__ = ["compress"]
 
-SPARSITIES = (0.5, 0.7, 0.8, 0.9)
+# Shares of multiply-adds and of weights that go; later ones are tried as long as the earlier ones stay good.
+SLIM = (0.3, 0.5, 0.65, 0.8)
+SPARSE = (0.5, 0.7, 0.8, 0.9)
 
 
 @dataclass
@@ -38,8 +47,8 @@ class Trial:
     """One way that was tried.
 
     Attributes:
-        form: what it is.
-        sparsity: share of zero weights.
+        form: what it is: "float32", "int8", "slim" (channels removed), "slim int8" or "sparse" (zeros).
+        removed: share of multiply-adds or of weights that are gone.
         bytes: size of the file that is deployed.
         latency: median seconds for one picture, None where nothing was timed.
         value: the score on the validation pictures: accuracy, mean average precision or R squared.
@@ -48,12 +57,17 @@ class Trial:
     """
 
     form: str
-    sparsity: float
+    removed: float
     bytes: int
     latency: float | None
     value: float
     folder: Path
     path: Path
+
+    @property
+    def name(self) -> str:
+        """What it is, for people."""
+        return f"{self.form} -{self.removed:.0%}" if self.removed else self.form
 
 
 def compress(
@@ -67,7 +81,8 @@ def compress(
 ) -> dict[str, Any]:
     """Return what was tried, and keep the best that meets the budget as a run folder of its own.
 
-    Tried are int8, and global pruning to rising sparsity, each time fine-tuned under its masks; every form is
+    Tried are int8; networks without a rising share of their channels, each fine-tuned, in float and int8; and, unless
+    a latency is asked for, global pruning to rising sparsity, each time fine-tuned under its masks. Every form is
     judged on the validation pictures. Without a budget the smallest file within `max_drop` is kept.
 
     Args:
@@ -87,8 +102,9 @@ def compress(
     if not (run.path / "export" / "model.onnx").exists():
         export(run, ("onnx",), data=data, splits=splits)
     with tempfile.TemporaryDirectory(prefix="omniconv-compress-") as scratch:
-        trials, notes = _try_all(run, data, splits, size, latency, max_drop, Path(scratch), log)
-        kept = _choose(trials, size, latency, max_drop)
+        search = _Search(run, data, splits, max_drop, Path(scratch), log)
+        search.try_all(sparse=latency is None)
+        kept = _choose(search.trials, size, latency, max_drop)
         folder = new_run_folder(target)
         shutil.copytree(kept.folder, folder, dirs_exist_ok=True)
     result = {
@@ -99,84 +115,150 @@ def compress(
         "tried": [
             {
                 "form": t.form,
-                "sparsity": t.sparsity,
+                "removed": t.removed,
                 "bytes": t.bytes,
                 "latency": t.latency,
                 "value": t.value,
                 "path": os.fspath(folder / t.path) if t is kept else None,
             }
-            for t in trials
+            for t in search.trials
         ],
-        "notes": notes,
+        "notes": search.notes,
     }
     atomic_write(folder / "compress.json", json.dumps(result, indent=1) + "\n")
+    atomic_write(folder / "compress.html", render_trade_off(run.path.name, result))
     return result
 
 
-def _try_all(
-    run: Run,
-    data: ImageData,
-    splits: dict[str, list[int]],
-    size: int | None,
-    latency: float | None,
-    max_drop: float,
-    scratch: Path,
-    log: Callable[[str], None],
-) -> tuple[list[Trial], list[str]]:
-    judged = splits["val"] or splits["test"]
-    notes: list[str] = []
+@dataclass
+class _Search:
+    """Everything that the trials share."""
 
-    def score(candidate: Run) -> float:
-        predictions = candidate.predictor.predict_tensors(data.read(index) for index in judged)
-        return candidate.task.score(predictions, targets_of(data, judged))
+    run: Run
+    data: ImageData
+    splits: dict[str, list[int]]
+    max_drop: float
+    scratch: Path
+    log: Callable[[str], None]
+    trials: list[Trial] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
-    picture = data.read(judged[0])[None].numpy()
+    def try_all(self, *, sparse: bool) -> None:
+        path = self.run.path / "export" / "model.onnx"
+        self._add("float32", 0.0, self.run.path, path, self._score(self.run))
+        folder = _copy(self.run, self.scratch / "int8")
+        shutil.copytree(self.run.path / "export", folder / "export")
+        shutil.copy2(self.run.weights_path, folder)
+        self._try_int8("int8", 0.0, folder)
+        for share, folder in self._slim():
+            path = Path("export") / "model.onnx"
+            export(Run(folder), ("onnx",), data=self.data, splits=self.splits)
+            good = self._add("slim", share, folder, path, self._score(Run(folder)))
+            twin = self.scratch / f"slim-int8-{share}"
+            shutil.copytree(folder, twin)
+            self._try_int8("slim int8", share, twin)
+            if not good:
+                break
+        # Zeros do not make dense kernels faster, only files smaller.
+        for share in SPARSE if sparse else ():
+            folder = _copy(self.run, self.scratch / f"sparse-{share}")
+            model, _ = global_magnitude(self.run.model, share, min_weights=16)
+            save_sparse(folder / "model.safetensors", self._tune(model, hold=True), self.run.header)
+            if not self._add(
+                "sparse", share, folder, Path("model.safetensors"), self._score(Run(folder)), timed=False
+            ):
+                break
 
-    def timed(path: Path) -> float:
-        return measure({"it": exported_candidate(path, picture)}, rounds=20)["it"].median / 1e3
+    def _slim(self) -> Iterator[tuple[float, Path]]:
+        """Yield run folders of networks with fewer and fewer channels, fine-tuned."""
+        model, header = self.run.model, self.run.header
+        if "kept" in header:
+            self.notes.append("channels were removed already; compress the original run to remove more")
+            return
+        shape = (header["in_chans"], self.run.plan.size, self.run.plan.size)
+        structure = trace_structure(model, shape)
+        if not structure.groups:
+            self.notes.append(f"no channels of {header['network']} can be removed")
+            return
+        scores = unit_norms(model, structure)
+        for share in SLIM:
+            keep = _within(structure, scores, 1 - share)
+            folder = _copy(self.run, self.scratch / f"slim-{share}")
+            kept = {name: mask.nonzero().flatten().tolist() for name, mask in keep.items() if not mask.all()}
+            tensors = self._tune(structure.remove(model, keep))
+            save_weights(folder / "model.safetensors", tensors, {**header, "kept": kept, "traced": shape[1:]})
+            yield share, folder
 
-    float_path = run.path / "export" / "model.onnx"
-    original = Trial(
-        "float32", 0.0, float_path.stat().st_size, timed(float_path), score(run), run.path, float_path
-    )
-    trials = [original]
-    log(_line(original))
+    def _try_int8(self, form: str, removed: float, folder: Path) -> None:
+        try:
+            report = quantize(Run(folder), data=self.data, splits=self.splits, max_drop=self.max_drop)
+        except OmniconvError as error:
+            self.notes.append(f"{form} -{removed:.0%}: {error}" if removed else str(error))
+            self.log(self.notes[-1])
+            return
+        self._add(form, removed, folder, Path("export") / "model.int8.onnx", report["score_after"])
 
-    try:
-        folder = _copy(run, scratch / "int8")
-        (folder / "export").mkdir()
-        shutil.copy2(float_path, folder / "export")
-        shutil.copy2(run.weights_path, folder)
-        report = quantize(Run(folder), data=data, splits=splits, max_drop=max_drop)
-        path = Path("export") / "model.int8.onnx"
-        speed, value = report["latency_after"] / 1e3, report["score_after"]
-        trials.append(Trial("int8", 0.0, report["bytes_after"], speed, value, folder, path))
-        log(_line(trials[-1]))
-    except OmniconvError as error:
-        notes.append(str(error))
-        log(str(error))
-    if latency is not None:
-        # Zeros do not make dense kernels faster, so pruning has nothing to offer here.
-        return trials, notes
+    def _add(
+        self, form: str, removed: float, folder: Path, path: Path, value: float, *, timed: bool = True
+    ) -> bool:
+        """Note a trial; return whether it is good enough to go on from."""
+        file, speed = folder / path, None
+        if timed:
+            picture = self.data.read(self._judged[0])[None].numpy()
+            first = {} if not self.trials else {"first": self.trials[0].folder / self.trials[0].path}
+            files = {**first, "it": file}
+            times = measure(
+                {name: exported_candidate(path, picture) for name, path in files.items()}, rounds=30
+            )
+            speed = times["it"].median / 1e3
+            if first:
+                # Beside the original in the same rounds, so that a slow moment of the machine hits both.
+                speed *= (self.trials[0].latency or 0.0) / (times["first"].median / 1e3)
+        trial = Trial(form, removed, file.stat().st_size, speed, value, folder, path)
+        self.trials.append(trial)
+        took = f", {seconds_text(trial.latency)}" if trial.latency else ""
+        self.log(f"{trial.name}: {bytes_text(trial.bytes)}{took}, {trial.value:.4f}")
+        return self.trials[0].value - value <= self.max_drop
 
-    for sparsity in SPARSITIES:
-        folder = _copy(run, scratch / f"pruned-{sparsity}")
-        _prune(run, data, splits, sparsity, folder)
-        pruned = Run(folder)
-        path = Path("model.safetensors")
-        trial = Trial(
-            "pruned", sparsity, pruned.weights_path.stat().st_size, None, score(pruned), folder, path
+    @property
+    def _judged(self) -> list[int]:
+        return self.splits["val"] or self.splits["test"]
+
+    def _score(self, candidate: Run) -> float:
+        predictions = candidate.predictor.predict_tensors(self.data.read(index) for index in self._judged)
+        return candidate.task.score(predictions, targets_of(self.data, self._judged))
+
+    def _tune(self, model: nn.Module, *, hold: bool = False) -> dict[str, Any]:
+        """Fine-tune for a quarter of the run's epochs (`hold`: zeros stay zero) and return the state."""
+        run, plan = self.run, self.run.plan
+        plan = plan.model_copy(
+            update={
+                "epochs": max(2, plan.epochs // 4),
+                "lr": plan.lr / 5,
+                "warmup": 0.0,
+                "patience": 0,
+                "seconds": None,
+            }
         )
-        trials.append(trial)
-        log(_line(trial))
-        if original.value - trial.value > max_drop:
-            break
-    return trials, notes
+        seed, how = run.config.seed, {"seed": run.config.seed, "workers": run.config.workers}
+        train = Batches(self.data, self.splits["train"], plan.size, batch_size=plan.batch, **how)
+        with tempfile.TemporaryDirectory(prefix="omniconv-tune-") as scratch:
+            trainer = Trainer(
+                model, run.preprocess, run.task, train, None, plan, seed=seed, folder=Path(scratch)
+            )
+            with hold_masks(model, trainer.optimizer) if hold else contextlib.nullcontext():
+                trainer.run()
+            return trainer.ema.state_dict()
 
 
-def _line(trial: Trial) -> str:
-    speed = f", {seconds_text(trial.latency)}" if trial.latency else ""
-    return f"{trial.form} {trial.sparsity:.0%} sparse: {bytes_text(trial.bytes)}{speed}, {trial.value:.4f}"
+def _within(structure: Structure, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return the units to keep, the best of the network, so that at most `share` of its multiply-adds are left."""
+    wanted, low, high = share * structure.macs({}), 0.0, 1.0 - 1e-6
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        left = structure.macs(choose_units(scores, middle, scope="network", multiple=8))
+        low, high = (middle, high) if left > wanted else (low, middle)
+    return choose_units(scores, high, scope="network", multiple=8)
 
 
 def _copy(run: Run, folder: Path) -> Path:
@@ -187,33 +269,7 @@ def _copy(run: Run, folder: Path) -> Path:
     return folder
 
 
-def _prune(run: Run, data: ImageData, splits: dict[str, list[int]], sparsity: float, folder: Path) -> None:
-    """Prune the run's network, fine-tune it for an eighth of its epochs, and write it packed."""
-    plan = run.plan.model_copy(
-        update={
-            "epochs": max(1, run.plan.epochs // 8),
-            "lr": run.plan.lr / 5,
-            "warmup": 0.0,
-            "patience": 0,
-            "seconds": None,
-        }
-    )
-    model, _ = global_magnitude(run.model, sparsity, min_weights=16)
-    seed, how = run.config.seed, {"seed": run.config.seed, "workers": run.config.workers}
-    train = Batches(data, splits["train"], plan.size, batch_size=plan.batch, **how)
-    with tempfile.TemporaryDirectory(prefix="omniconv-tune-") as scratch:
-        trainer = Trainer(model, run.preprocess, run.task, train, None, plan, seed=seed, folder=Path(scratch))
-        with hold_masks(model, trainer.optimizer):
-            trainer.run()
-        save_sparse(folder / "model.safetensors", trainer.ema.state_dict(), run.header)
-
-
-def _choose(
-    trials: list[Trial],
-    size: int | None,
-    latency: float | None,
-    max_drop: float,
-) -> Trial:
+def _choose(trials: list[Trial], size: int | None, latency: float | None, max_drop: float) -> Trial:
     original, others = trials[0], trials[1:]
     good = [t for t in others if original.value - t.value <= max_drop]
     fitting = [
@@ -236,6 +292,5 @@ def _choose(
     cost = seconds_text(nearest.latency or 0) if latency else bytes_text(nearest.bytes)
     raise RefusedError(
         f"{wanted or 'a smaller network'} is unreachable within a drop of {max_drop:.1%}; nearest is "
-        f"{nearest.form} {nearest.sparsity:.0%} sparse: {cost} at {nearest.value:.4f} "
-        f"({original.value:.4f} before); nothing written"
+        f"{nearest.name}: {cost} at {nearest.value:.4f} ({original.value:.4f} before); nothing written"
     )

@@ -343,6 +343,35 @@ def test_compress_keeps_what_meets_the_budget(digits_run, tmp_path):
     assert before - kept[0]["value"] <= 0.05
     assert small.predict("digits")[0]["id"] == digits_run.predict("digits")[0]["id"]
     assert json.loads((tmp_path / "small" / "compress.json").read_text()) == result
+    assert {"float32", "slim", "sparse"} <= {row["form"] for row in result["tried"]}
+    page = (tmp_path / "small" / "compress.html").read_text()
+    assert page.count("<tr><td>") == len(result["tried"])
+
+
+def test_a_slim_run_is_a_whole_run(digits_run, tmp_path, monkeypatch):
+    """Where int8 is of no use, fewer channels meet the budget; the folder predicts, exports and evaluates."""
+
+    def refuse(*_, **__):
+        raise RefusedError("int8 is slower than float here")
+
+    monkeypatch.setattr("omniconv.pipeline.shrink.quantize", refuse)
+    monkeypatch.setattr("omniconv.pipeline.shrink.SLIM", (0.5,))
+    size = (digits_run.path / "export" / "model.onnx").stat().st_size
+    result = digits_run.compress(size=size * 3 // 4, latency=10.0, max_drop=1.0, out=tmp_path / "small")
+    assert result["notes"] == [
+        "int8 is slower than float here",
+        "slim int8 -50%: int8 is slower than float here",
+    ]
+    small = omniconv.load(tmp_path / "small")
+    kept = next(row for row in result["tried"] if row["path"])
+    assert kept["form"] == "slim"
+    assert kept["bytes"] <= size * 3 // 4
+    before, after = (sum(p.numel() for p in run.model.parameters()) for run in (digits_run, small))
+    assert after < 0.7 * before
+    assert set(small.header["kept"]) <= {name for name, _ in digits_run.model.named_modules()}
+    assert small.evaluate("digits")["metrics"]["accuracy"]["value"] == pytest.approx(kept["value"], abs=0.3)
+    small.export("onnx")
+    assert (small.path / "export" / "model.onnx").stat().st_size < size
 
 
 def test_compress_refuses_what_it_cannot_do(digits_run, tmp_path):

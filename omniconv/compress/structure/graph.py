@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
-from omniconv.compress.structure.labels import FIXED
+from omniconv.compress.structure.labels import FIXED, thin
 from omniconv.compress.structure.sizes import mend_sizes
 from omniconv.compress.structure.trace import Cut, Product, Trace, View
+from omniconv.models.backbone import Backbone
 
 __all__ = ["Group", "Slice", "Structure", "trace_structure"]
 
@@ -31,12 +32,14 @@ class Slice:
     Attributes:
         name: of the parameter or buffer.
         dim: dimension of it.
-        positions: for each unit the indices along `dim` that are its own.
+        index: places along `dim` that belong to units.
+        owner: for each of them the number of its unit.
     """
 
     name: str
     dim: int
-    positions: tuple[Tensor, ...]
+    index: Tensor
+    owner: Tensor
 
 
 @dataclass(frozen=True)
@@ -81,9 +84,8 @@ class Structure:
             for part in group.slices:
                 if part.name in values:
                     value = values[part.name].detach().float().cpu()
-                    rows = value.movedim(part.dim, 0).flatten(1).sum(1)
-                    owner, at = _flat(part)
-                    total.index_add_(0, owner, rows[at])
+                    rows = value.movedim(part.dim, 0).reshape(value.shape[part.dim], -1).sum(1)
+                    total.index_add_(0, part.owner, rows[part.index])
             scores[name] = total
         return scores
 
@@ -152,8 +154,7 @@ class Structure:
             for part in self.groups[name].slices:
                 size = self._found.shapes[part.name][part.dim]
                 left = kept.setdefault(part.name, {}).setdefault(part.dim, torch.ones(size, dtype=torch.bool))
-                owner, at = _flat(part)
-                left[at[~mask[owner]]] = False
+                left[part.index[~mask[part.owner]]] = False
         return kept
 
     def _apply(self, model: nn.Module, keep: Mapping[str, Tensor]) -> None:
@@ -177,7 +178,20 @@ class Structure:
         for view in self._found.views:
             for old, new in zip(view.labels.shape, _sizes(view.labels, alive), strict=True):
                 _note(changes, view.module, old, new)
+        self._describe_features(model, alive)
         mend_sizes(model, kept, (own, changes), self._cuts(alive), self._found.shapes)
+
+    def _describe_features(self, model: nn.Module, alive: np.ndarray) -> None:
+        """Let a backbone's `feature_info` say how many channels its maps have now."""
+        if not isinstance(model, Backbone):
+            return
+        last = model.feature_info[-1]["num_chs"]
+        for feature in model.feature_info:
+            labels = self._found.outputs.get(feature["module"])
+            if labels is not None and feature["num_chs"] in labels.shape:
+                feature["num_chs"] = _sizes(labels, alive)[labels.shape.index(feature["num_chs"])]
+        if model.num_features == last:
+            model.num_features = model.feature_info[-1]["num_chs"]
 
     def _cuts(self, alive: np.ndarray) -> dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]]:
         cuts: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
@@ -222,11 +236,6 @@ def _note(changes: dict[str, dict[int, set[int]]], module: str, old: int, new: i
     changes.setdefault(module, {}).setdefault(old, set()).add(new)
 
 
-def _flat(part: Slice) -> tuple[Tensor, Tensor]:
-    owner = torch.repeat_interleave(torch.tensor([len(p) for p in part.positions]))
-    return owner, torch.cat(part.positions)
-
-
 def _shapes(output: Any) -> list[tuple[int, ...]]:
     return [tuple(t.shape) for t in tree_flatten(output)[0] if isinstance(t, Tensor)]
 
@@ -235,12 +244,12 @@ def _sizes(labels: Tensor, alive: np.ndarray) -> list[int]:
     """Return the sizes that a tensor with these labels has when only some units live."""
     if not labels.numel():
         return list(labels.shape)
-    lives = torch.from_numpy(alive)[labels.clamp(min=0)].reshape(labels.shape)
+    spread = [d for d in range(labels.ndim) if not labels.stride(d)]
+    labels, shape = thin(labels, spread), labels.shape
+    lives = torch.from_numpy(alive)[labels.clamp(min=0)]
     return [
-        int(lives.movedim(d, 0).reshape(labels.size(d), -1).any(1).sum())
-        if labels.stride(d) or labels.size(d) == 1
-        else labels.size(d)
-        for d in range(labels.ndim)
+        size if d in spread else int(lives.movedim(d, 0).reshape(size, -1).any(1).sum())
+        for d, size in enumerate(shape)
     ]
 
 
@@ -254,7 +263,7 @@ class _Found:
         learned: names of the parameters.
         roots: label -> the label that stands for all tied to it.
         units: name of group -> root of each of its units.
-        views, cuts, products: see `Trace`.
+        views, cuts, products, outputs: see `Trace`.
     """
 
     groups: tuple[Group, ...]
@@ -265,6 +274,7 @@ class _Found:
     views: list[View]
     cuts: list[Cut]
     products: list[Product]
+    outputs: dict[str, Tensor]
 
     def alive(self, keep: Mapping[str, Tensor], groups: Mapping[str, Group]) -> np.ndarray:
         """Return for each label whether its unit is left."""
@@ -374,7 +384,9 @@ def _work_out(trace: Trace, shapes: dict[str, tuple[int, ...]], learned: set[str
                             pairs.append(np.stack((own(name, along, at), labels)))
     standing = roots()
     units, groups = _collect(slots, standing)
-    return _Found(groups, shapes, learned, standing, units, trace.views, trace.cuts, trace.products)
+    return _Found(
+        groups, shapes, learned, standing, units, trace.views, trace.cuts, trace.products, trace.outputs
+    )
 
 
 def _unique_pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -395,15 +407,17 @@ def _one_unit_each(at: np.ndarray, roots: np.ndarray) -> np.ndarray:
 
 def _dimension(at: np.ndarray, roots: np.ndarray, shape: tuple[int, ...]) -> int | None:
     """Return the dimension along which the units lie: each index of it has one unit only, and units differ most."""
-    best, most = None, 0
+    best, most = None, (False, 0)
     for dim, index in enumerate(np.unravel_index(at, shape) if shape else ()):
         low = np.full(shape[dim], np.iinfo(np.int64).max)
         high = np.full(shape[dim], -1)
         np.minimum.at(low, index, roots)
         np.maximum.at(high, index, roots)
         seen = high >= 0
-        if bool((low[seen] == high[seen]).all()) and int(seen.sum()) > most:
-            best, most = dim, int(seen.sum())
+        # Where all is one unit, as what reads an image, the elements given stand along the dimension they fill.
+        fills = bool(seen.all()), int(seen.sum())
+        if bool((low[seen] == high[seen]).all()) and fills > most:
+            best, most = dim, fills
     return best
 
 
@@ -411,29 +425,33 @@ def _collect(
     slots: dict[tuple[str, int], np.ndarray], roots: np.ndarray
 ) -> tuple[dict[str, np.ndarray], tuple[Group, ...]]:
     """Return the groups: units that lie in the same dimensions of the same parameters."""
-    where: dict[int, list[tuple[str, int, Tensor]]] = {}
-    for (name, dim), labels in slots.items():
-        own = roots[labels]
-        order = np.argsort(own, kind="stable")
-        cuts = np.flatnonzero(np.diff(own[order])) + 1
-        for at in np.split(order, cuts):
-            where.setdefault(int(own[at[0]]), []).append((name, dim, torch.from_numpy(np.sort(at))))
-    where.pop(int(roots[FIXED]), None)
-    alike: dict[tuple[tuple[str, int], ...], list[int]] = {}
-    for root, places in where.items():
-        alike.setdefault(tuple((name, dim) for name, dim, _ in places), []).append(root)
+    places = list(slots)
+    own = [roots[labels] for labels in slots.values()]
+    lies: dict[int, list[int]] = {}
+    for row, found in enumerate(own):
+        for root in np.unique(found).tolist():
+            lies.setdefault(root, []).append(row)
+    lies.pop(int(roots[FIXED]), None)
+    alike: dict[tuple[int, ...], list[int]] = {}
+    for root, rows in lies.items():
+        alike.setdefault(tuple(rows), []).append(root)
     groups, units = [], {}
-    for key, members in alike.items():
-        makers = [name for name, dim in key if dim == 0 and name.endswith("weight")] or [key[0][0]]
-        name = makers[0].removesuffix(".weight")
+    for rows, members in alike.items():
+        if len(members) == 1:
+            continue
+        makers = [places[row][0] for row in rows if places[row][1] == 0 and places[row][0].endswith("weight")]
+        name = (makers or [places[rows[0]][0]])[0].removesuffix(".weight")
         while name in units:
             name += "'"
-        members.sort(key=lambda root: int(where[root][0][2][0]))
-        slices = tuple(
-            Slice(parameter, dim, tuple(where[root][i][2] for root in members))
-            for i, (parameter, dim) in enumerate(key)
-        )
-        if len(members) > 1:
-            units[name] = np.array(members)
-            groups.append(Group(name, len(members), slices))
+        first = own[rows[0]].tolist()
+        order = np.array(sorted(members, key=first.index))
+        number = np.full(len(roots), -1)
+        number[order] = np.arange(len(order))
+        slices = []
+        for row in rows:
+            owner = number[own[row]]
+            index = np.flatnonzero(owner >= 0)
+            slices.append(Slice(*places[row], torch.from_numpy(index), torch.from_numpy(owner[index])))
+        units[name] = order
+        groups.append(Group(name, len(order), tuple(slices)))
     return units, tuple(groups)

@@ -55,7 +55,7 @@ class Rules:
 
     def _follow(self, a: Tensor, b: Tensor) -> None:
         """Let a parameter that scales or shifts rows of another one go with those rows."""
-        small, big = (a, b) if len(a.unique()) < len(b.unique()) else (b, a)
+        small, big = (a, b) if _entries(a) < _entries(b) else (b, a)
         rest = set(range(small.ndim)) - set(varying(small))
         first = thin(big, rest)
         last = big
@@ -101,8 +101,7 @@ class Rules:
     def _carried_by_rows(self, x: Tensor, dim: int) -> bool:
         """Whether fewer units meet along `dim` than along the other dimensions; those that meet go together."""
         rows = thin(x, [d for d in range(x.ndim) if d != dim and x.stride(d) == 0]).movedim(dim, 0).flatten(1)
-        along = max(len(column[column > 0].unique()) for column in rows.t())
-        across = max(len(row[row > 0].unique()) for row in rows)
+        along, across = int(_distinct(rows.t()).max()), int(_distinct(rows).max())
         if along >= across:
             return False
         self.ties.tie(rows, rows.max(0).values)
@@ -303,6 +302,16 @@ class Rules:
                 for o in outputs
             ]
         return [self.carried(tensors[0], o.shape) if isinstance(o, Tensor) else None for o in outputs]
+
+
+def _entries(x: Tensor) -> int:
+    return math.prod(x.size(d) for d in varying(x))
+
+
+def _distinct(rows: Tensor) -> Tensor:
+    """Return how many different units there are in each row."""
+    ordered = rows.clamp(min=0).sort(1).values
+    return (ordered.diff(dim=1) != 0).sum(1) + (ordered[:, 0] > 0)
 
 
 def _constant(x: Tensor, dim: int) -> bool:

@@ -87,6 +87,7 @@ class Trace(TorchDispatchMode):
         starts: where the elements of each parameter and buffer begin in the count of all elements.
         views, cuts: what modules asked for with sizes that may be their attributes.
         products: what costs multiply-adds.
+        outputs: labels of what each module returned last, where that is a tensor.
     """
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -96,6 +97,7 @@ class Trace(TorchDispatchMode):
         self.views: list[View] = []
         self.cuts: list[Cut] = []
         self.products: list[Product] = []
+        self.outputs: dict[str, Tensor] = {}
         self._labels: Any = WeakTensorKeyDictionary()
         self._parameters: Any = WeakTensorKeyDictionary()
         self._running: list[str] = []
@@ -112,8 +114,10 @@ class Trace(TorchDispatchMode):
     def _enter(self, name: str, *_: Any) -> None:
         self._running.append(name)
 
-    def _leave(self, *_: Any) -> None:
-        self._running.pop()
+    def _leave(self, _module: Any, _inputs: Any, output: Any) -> None:
+        name = self._running.pop()
+        if isinstance(output, Tensor) and output in self._labels:
+            self.outputs[name] = self._labels[output]
 
     def __exit__(self, *error: Any) -> None:
         for hook in self._hooks:
@@ -216,8 +220,11 @@ class Trace(TorchDispatchMode):
             for part in parts[1:]:
                 if part.shape == parts[0].shape:
                     self.ties.tie(compact(parts[0]), compact(part))
-        if name in ("split_with_sizes", "slice"):
+        if name in ("split", "split_with_sizes", "slice"):
             self._note_cuts(name, module, values)
+        if name == "stack":
+            for other in values[0][1:]:
+                self.ties.tie(compact(values[0][0]), compact(other))
         if name == "constant_pad_nd":
             return func(*values[:2])
         if name == "im2col":
@@ -227,9 +234,13 @@ class Trace(TorchDispatchMode):
 
     def _note_cuts(self, name: str, module: str, values: Any) -> None:
         labels, rest = values[0], values[1:]
-        if name == "split_with_sizes":
+        if name.startswith("split"):
             dim = rest[1] if len(rest) > 1 else 0
-            places = tuple(torch.tensor(rest[0]).cumsum(0).tolist())
+            size = labels.size(dim)
+            sizes = (
+                rest[0] if name == "split_with_sizes" else [rest[0]] * (size // rest[0]) + [size % rest[0]]
+            )
+            places = tuple(torch.tensor(sizes).cumsum(0).tolist())
         else:
             dim = rest[0] if rest else 0
             size = labels.size(dim)

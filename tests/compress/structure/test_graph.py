@@ -60,7 +60,7 @@ def test_coupled_channels_are_one_group():
     assert inner.size == 3
     assert {("depthwise.weight", 0), ("depthwise.bias", 0), ("up.weight", 1)} < places(inner)
     head = next(part for part in stream.slices if part.name == "head.weight")
-    assert head.positions[1].tolist() == list(range(8, 16))
+    assert head.index[head.owner == 1].tolist() == list(range(8, 16))
 
 
 def test_removed_equals_masked():
@@ -106,6 +106,8 @@ def test_every_family_loses_channels(name):
     assert structure.macs({}) == count_cost(model, SHAPE).macs
     assert structure.macs(keep) == pytest.approx(cost.macs, rel=0.02)
     assert len(structure.fixed) <= 4
+    maps = smaller.eval().forward_stages(torch.zeros(1, *SHAPE))
+    assert [m.shape[1] for m in maps] == smaller.feature_info.channels()
 
 
 def test_what_cannot_go_stays():
@@ -114,6 +116,12 @@ def test_what_cannot_go_stays():
     touched = {(part.name, part.dim) for group in structure.groups.values() for part in group.slices}
     assert ("stem.weight", 1) not in touched
     assert ("head.weight", 0) not in touched
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_all_channels_that_read_an_image_can_go(channels):
+    model = nn.Sequential(nn.Conv2d(channels, 6, 3), nn.ReLU(), nn.Conv2d(6, 5, 1))
+    assert trace_structure(model, (channels, 16, 24)).groups["0"].size == 6
 
 
 def test_wrong_masks_are_refused():
