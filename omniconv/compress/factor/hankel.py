@@ -31,13 +31,14 @@ def hankel_matrix(kernel: Tensor) -> Tensor:
     return kernel[..., 1 : 2 * size].unfold(-1, size, 1)
 
 
-def _hankel_vectors(kernel: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the singular values (C, m), largest first, and left vectors (C, m, m) in double precision."""
-    # The matrix is symmetric, so singular values are absolute eigenvalues. One channel at a time saves memory.
-    values, vectors = zip(*(torch.linalg.eigh(hankel_matrix(taps)) for taps in kernel.double()), strict=True)
-    values, vectors = torch.stack(values).abs(), torch.stack(vectors)
-    order = values.argsort(1, descending=True)
-    return values.gather(1, order), vectors.gather(2, order[:, None].expand_as(vectors))
+def _leading_vectors(kernel: Tensor, count: int) -> Tensor:
+    """Return the left singular vectors (C, m, count) of the largest singular values of the Hankel matrices."""
+    found = []
+    # One channel at a time saves memory. The matrix is symmetric: its singular values are absolute eigenvalues.
+    for taps in kernel:
+        values, vectors = torch.linalg.eigh(hankel_matrix(taps))
+        found.append(vectors[:, values.abs().topk(count).indices])
+    return torch.stack(found)
 
 
 def hankel_singular_values(kernel: Tensor) -> Tensor:
@@ -52,12 +53,8 @@ def hankel_singular_values(kernel: Tensor) -> Tensor:
     Returns:
         (C, L // 2), float64.
     """
-    return (
-        torch.stack([torch.linalg.eigvalsh(hankel_matrix(t)) for t in kernel.double()])
-        .abs()
-        .sort(1)[0]
-        .flip(1)
-    )
+    values = torch.stack([torch.linalg.eigvalsh(hankel_matrix(taps)) for taps in kernel.double()])
+    return values.abs().sort(1, descending=True).values
 
 
 def distillation_order(kernel: Tensor, tolerance: float = 1e-2) -> int:
@@ -109,11 +106,12 @@ def balanced_truncation(kernel: Tensor, order: int) -> Recurrence:
         raise ValueError(
             f"order must be even and from 2 to {size - 1} for {kernel.shape[1]} taps: got {order}"
         )
-    vectors = _hankel_vectors(kernel)[1][:, :, :order]
+    taps = kernel.detach().double().cpu()
+    vectors = _leading_vectors(taps, order)
     shift = torch.linalg.lstsq(vectors[:, :-1], vectors[:, 1:]).solution
     blocks = [_blocks(poles) for poles in torch.linalg.eigvals(shift)]
     center, spread = (torch.stack(part) for part in zip(*blocks, strict=True))
-    residues = fit_residues(center, spread, kernel.double())
+    residues = fit_residues(center, spread, taps)
     return Recurrence(*(t.to(kernel) for t in (center, spread, residues, kernel[:, 0])))
 
 

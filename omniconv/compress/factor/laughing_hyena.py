@@ -51,8 +51,9 @@ def distill_filters(kernel: Tensor, order: int, *, steps: int = 300, lr: float =
     Raises:
         ValueError: if `order` is odd or out of range.
     """
-    start = balanced_truncation(kernel.detach().double(), order)
-    target = kernel.detach().double()
+    # On the CPU, whose solvers take matrices without full rank.
+    target = kernel.detach().double().cpu()
+    start = balanced_truncation(target, order)
     scale = target[:, 1:].square().sum(1).clamp_min(1e-300)
     # Jury: the poles are stable if their product D and half their sum a fulfil |D| < 1 and |2 a| < 1 + D.
     product = start.center.detach().square() - start.spread.detach()
