@@ -3,7 +3,7 @@
     python benchmarks/backbones.py [--only TEXT] [--macs 4e9]
 
 Of each family the variant whose multiply-adds at its own resolution are nearest to `--macs` runs, all on the same
-images of 224 pixels (256 for HaloNet). Where timm has a network of the same name, timm's own runs beside it in plain PyTorch, in
+images of 224 pixels (256 for HaloNet). Where timm has a network of the same name, its own runs beside it in PyTorch, in
 channels-last, with the same weights; one process, in turn, medians.
 """
 
@@ -102,7 +102,7 @@ def main() -> None:
             continue
         size = OTHER_SIZES.get(family, SIZE)
         try:
-            # A process for each: torch 2.13 can corrupt its heap in plain channels-last training (see docs/guide/speed).
+            # A process for each: torch 2.13 can corrupt its heap in plain channels-last training; see docs/guide/speed.
             with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
                 figures = process.submit(measure, name, size, arguments.seconds).result()
         except BrokenProcessPool:

@@ -328,11 +328,74 @@ def _backbones(results: dict[str, dict]) -> list[str]:
         "| - | -: | -: | -: | -: | -: | - |",
     ]  # fmt: skip
     for row in result["rows"]:
+        if "crashed" in row:
+            lines.append(f"| {_escape(row['network'])} | | | | | | torch crashed in plain channels-last |")
+            continue
         lines.append(
             f"| {_escape(row['network'])} | {row['parameters'] / 1e6:.1f} M | {row['training accelerated']:.1f} "
             f"| {row['training']:.2f} | {row['inference accelerated']:.1f} | {row['inference']:.2f} "
             f"| {row['against']} |"
         )
+    return [*lines, ""]
+
+
+def _structured(results: dict[str, dict]) -> list[str]:
+    if (result := results.get("structured_pruning")) is None:
+        return []
+    lines = [
+        "## Half of the channels removed", "",
+        "From every family of networks here and from timm's convolutional networks, without a rule for any of them: "
+        "each then runs, takes a training step and is exported. What is left of parameters and multiply-adds, how far "
+        "the latter are from what was predicted, and how many times as fast a forward pass of one image is in PyTorch. "
+        "`python benchmarks/structured_pruning.py`.", "",
+        "| network | from | parameters left | multiply-adds left | predicted to | times as fast |",
+        "| - | - | -: | -: | -: | -: |",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        lines.append(
+            f"| {_escape(row['network'])} | {row['from']} | {row['parameters left']:.0%} "
+            f"| {row['multiply-adds left']:.0%} | {abs(1 - row['predicted multiply-adds']):.1%} | {row['faster']:.2f} |"
+        )
+    return [*lines, ""]
+
+
+def _compression(results: dict[str, dict]) -> list[str]:
+    if (result := results.get("compression")) is None:
+        return []
+    shares = sorted({row["share"] for row in result["pruning"]})
+    lines = [
+        "## Compression of a trained network", "",
+        f"{result['subject']}, public weights, {result['accuracy']:.1f}% of 1,000 official test pictures: accuracy "
+        f"right after pruning and after the same {result['epochs']:g} epochs on 20,000 pictures. Sparse methods remove "
+        "that share of the weights, structured ones (\"channels\") of the multiply-adds. "
+        "`python benchmarks/compression.py`.", "",
+        "| method | " + " | ".join(f"-{share:.0%}" for share in shares) + " |",
+        "| - |" + " -: |" * len(shares),
+    ]  # fmt: skip
+    for method in dict.fromkeys(row["method"] for row in result["pruning"]):
+        cells = [
+            f"{row['before']:.1f} → {row['after']:.1f}" if "after" in row else "refused"
+            for row in result["pruning"]
+            if row["method"] == method
+        ]
+        lines.append(f"| {method} | {' | '.join(cells)} |")
+    lines += ["", "| quantization | accuracy | bytes | times smaller |", "| - | -: | -: | -: |"]
+    for row in result["quantization"]:
+        lines.append(f"| {row['method']} | {row['accuracy']:.1f} | {row['bytes']:,} | {row['smaller']:.2f} |")
+    return [*lines, ""]
+
+
+def _split(results: dict[str, dict]) -> list[str]:
+    if (result := results.get("split_computing")) is None:
+        return []
+    lines = [
+        "## Split computing", "",
+        "Bytes an image on a loopback socket and accuracy, beside JPEG files for the whole network. "
+        "`python benchmarks/split_computing.py`.", "",
+        "| form | bytes | accuracy |", "| - | -: | -: |",
+    ]  # fmt: skip
+    for row in result["rows"]:
+        lines.append(f"| {_escape(row['form'])} | {row['bytes']:.0f} | {row['accuracy']:.1f} |")
     return [*lines, ""]
 
 
@@ -370,6 +433,7 @@ def benchmarks_page() -> str:
             f"{_escape(one['machine'])}, torch {one['torch']}).", "",
             *_depthwise(results), *_long_conv(results), *_networks(results), *_backbones(results),
             *_small_images(results), *_deployed(results),
+            *_compression(results), *_structured(results), *_split(results),
         ]
     )  # fmt: skip
 

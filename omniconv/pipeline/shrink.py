@@ -144,14 +144,13 @@ class _Search:
     notes: list[str] = field(default_factory=list)
 
     def try_all(self, *, sparse: bool) -> None:
-        path = self.run.path / "export" / "model.onnx"
+        path = Path("export") / "model.onnx"
         self._add("float32", 0.0, self.run.path, path, self._score(self.run))
         folder = _copy(self.run, self.scratch / "int8")
         shutil.copytree(self.run.path / "export", folder / "export")
         shutil.copy2(self.run.weights_path, folder)
         self._try_int8("int8", 0.0, folder)
         for share, folder in self._slim():
-            path = Path("export") / "model.onnx"
             export(Run(folder), ("onnx",), data=self.data, splits=self.splits)
             good = self._add("slim", share, folder, path, self._score(Run(folder)))
             twin = self.scratch / f"slim-int8-{share}"
@@ -159,14 +158,13 @@ class _Search:
             self._try_int8("slim int8", share, twin)
             if not good:
                 break
+        self._time_all()
         # Zeros do not make dense kernels faster, only files smaller.
         for share in SPARSE if sparse else ():
             folder = _copy(self.run, self.scratch / f"sparse-{share}")
             model, _ = global_magnitude(self.run.model, share, min_weights=16)
             save_sparse(folder / "model.safetensors", self._tune(model, hold=True), self.run.header)
-            if not self._add(
-                "sparse", share, folder, Path("model.safetensors"), self._score(Run(folder)), timed=False
-            ):
+            if not self._add("sparse", share, folder, Path("model.safetensors"), self._score(Run(folder))):
                 break
 
     def _slim(self) -> Iterator[tuple[float, Path]]:
@@ -198,27 +196,23 @@ class _Search:
             return
         self._add(form, removed, folder, Path("export") / "model.int8.onnx", report["score_after"])
 
-    def _add(
-        self, form: str, removed: float, folder: Path, path: Path, value: float, *, timed: bool = True
-    ) -> bool:
+    def _add(self, form: str, removed: float, folder: Path, path: Path, value: float) -> bool:
         """Note a trial; return whether it is good enough to go on from."""
-        file, speed = folder / path, None
-        if timed:
-            picture = self.data.read(self._judged[0])[None].numpy()
-            first = {} if not self.trials else {"first": self.trials[0].folder / self.trials[0].path}
-            files = {**first, "it": file}
-            times = measure(
-                {name: exported_candidate(path, picture) for name, path in files.items()}, rounds=30
-            )
-            speed = times["it"].median / 1e3
-            if first:
-                # Beside the original in the same rounds, so that a slow moment of the machine hits both.
-                speed *= (self.trials[0].latency or 0.0) / (times["first"].median / 1e3)
-        trial = Trial(form, removed, file.stat().st_size, speed, value, folder, path)
+        trial = Trial(form, removed, (folder / path).stat().st_size, None, value, folder, path)
         self.trials.append(trial)
-        took = f", {seconds_text(trial.latency)}" if trial.latency else ""
-        self.log(f"{trial.name}: {bytes_text(trial.bytes)}{took}, {trial.value:.4f}")
+        self.log(f"{trial.name}: {bytes_text(trial.bytes)}, {trial.value:.4f}")
         return self.trials[0].value - value <= self.max_drop
+
+    def _time_all(self) -> None:
+        """Time all that is exported in the same rounds, so that a slow moment of the machine hits everything."""
+        picture = self.data.read(self._judged[0])[None].numpy()
+        exported = {trial.name: trial for trial in self.trials if trial.path.suffix == ".onnx"}
+        runs = {
+            name: exported_candidate(trial.folder / trial.path, picture) for name, trial in exported.items()
+        }
+        for name, latency in measure(runs, rounds=50).items():
+            exported[name].latency = latency.median / 1e3
+            self.log(f"{name}: {seconds_text(latency.median / 1e3)} a picture")
 
     @property
     def _judged(self) -> list[int]:
