@@ -211,7 +211,8 @@ class ServingPipeline:
         clock.mark("decode")
         if self.preprocess == "device":
             return torch.from_numpy(np.array(pixels)).permute(2, 0, 1)
-        small = Image.fromarray(pixels.squeeze()).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+        small = image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         clock.mark("resize")
         x = torch.from_numpy(np.array(small).reshape(self.size, self.size, -1)).permute(2, 0, 1).float()
         x = (x - self._mean) / self._std

@@ -45,7 +45,7 @@ def test_every_moment_belongs_to_a_stage():
 def test_both_places_of_preprocessing_give_the_same_answers():
     async def ask(place):
         async with make(preprocess=place) as pipeline:
-            files = [jpeg(45, 61), jpeg(90, 33, seed=1), jpeg(50, 40, "L")]
+            files = [jpeg(45, 61), jpeg(90, 33, seed=1), jpeg(50, 40, "L"), jpeg(1, 9)]
             return [answer for answer, _ in await asyncio.gather(*(pipeline.predict(file) for file in files))]
 
     for (a, p), (b, q) in zip(asyncio.run(ask("workers")), asyncio.run(ask("device")), strict=True):
