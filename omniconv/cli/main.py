@@ -229,7 +229,7 @@ def explain(
 @app.command()
 def export(
     run: RunArg,
-    to: Annotated[str, typer.Option(help="Formats: torch, onnx, openvino.")] = "torch,onnx",
+    to: Annotated[str, typer.Option(help="Formats: torch, onnx, openvino, triton.")] = "torch,onnx",
     as_json: Json = False,
 ) -> None:
     """Write deployable forms with the preprocessing inside, verified on real pictures."""

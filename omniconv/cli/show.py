@@ -260,6 +260,8 @@ def export_table(run: str, result: dict[str, Any]) -> None:
             f"{file['max_difference']:.1e}",
         )
     _console().print(table)
+    if "triton" in result:
+        _console().print(f"Triton model repository: {result['triton']}", soft_wrap=True)
 
 
 def bench_table(result: dict[str, Any]) -> None:

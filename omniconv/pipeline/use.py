@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -183,7 +184,13 @@ def export(
     data: ImageData | None = None,
     splits: dict[str, list[int]] | None = None,
 ) -> dict[str, Any]:
-    """Write deployable forms into `export/`, each verified on real test pictures; returns what was written."""
+    """Write deployable forms into `export/`, each verified on real test pictures; returns what was written.
+
+    "triton" is a model repository for NVIDIA's Triton Inference Server around the ONNX file, in `export/triton`.
+    """
+    wanted = [kind for kind in formats if kind != "triton"]
+    if "triton" in formats and "onnx" not in wanted:
+        wanted.append("onnx")
     if data is None or splits is None:
         data, splits = _data_of(run)
     samples = [data.read(index) for index in splits["test"][:32]]
@@ -192,13 +199,23 @@ def export(
         run.preprocess,
         samples,
         run.path / "export",
-        formats=tuple(formats),
+        formats=tuple(wanted),
         output=run.task.output_kind,  # type: ignore[arg-type]
         units=(run.task.mean.tolist(), run.task.std.tolist()) if isinstance(run.task, Regression) else None,
         names=list(run.task.classes),
         metadata={"network": run.header["network"], "run": run.path.name},
     )
-    return report.to_dict()
+    result = report.to_dict()
+    if "triton" in formats:
+        from omniconv.deploy.serve.triton import write_triton_repository
+
+        folder = run.path / "export"
+        name = re.sub(r"[^\w.-]", "_", f"{run.header['network']}-{run.path.resolve().name}")
+        made = write_triton_repository(
+            folder / "model.onnx", folder / "triton", name, classes=run.task.classes
+        )
+        result["triton"] = os.fspath(made)
+    return result
 
 
 def quantize(

@@ -370,7 +370,8 @@ def test_a_slim_run_is_a_whole_run(digits_run, tmp_path, monkeypatch):
     assert after < 0.7 * before
     assert set(small.header["kept"]) <= {name for name, _ in digits_run.model.named_modules()}
     assert small.evaluate("digits")["metrics"]["accuracy"]["value"] == pytest.approx(kept["value"], abs=0.3)
-    small.export("onnx")
+    made = Path(small.export("triton")["triton"])
+    assert (made / "labels.txt").read_text().split() == list(small.task.classes)
     assert (small.path / "export" / "model.onnx").stat().st_size < size
 
 
