@@ -180,7 +180,7 @@ class Run:
         return explain(self, picture, out)
 
     def export(self, *formats: str) -> dict[str, Any]:
-        """Write and verify deployable forms ("torch", "onnx", "openvino", "triton"); see `omniconv.pipeline.use.export`."""
+        """Write and verify "torch", "onnx", "openvino" or "triton"; see `omniconv.pipeline.use.export`."""
         from omniconv.pipeline.use import export
 
         return export(self, formats or ("torch", "onnx"))
