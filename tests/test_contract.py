@@ -52,8 +52,11 @@ ARGUMENTS: dict[str, Callable[[nn.Module], Any]] = {
     "change": lambda model: "rotation",
     "levels": lambda model: (10, 20),
     "blocks": lambda model: ["layer2.1"],
-    "score": lambda model: lambda m: float(m(images()).mean()),
+    "score": lambda model: lambda m: float(m(images()).detach().mean()),
     "method": lambda model: "masks",
+    "rounds": lambda model: 1,
+    "other": lambda model: MODEL(),
+    "batches": lambda model: [images()],
 }
 """What transforms and inspections are called with, by the names of their arguments."""
 
