@@ -1,6 +1,7 @@
 """Sphinx configuration; the pages in papers/ and api/ are generated from the records and packages first."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -35,3 +36,23 @@ napoleon_google_docstring = True
 napoleon_numpy_docstring = False
 napoleon_custom_sections = ["Shapes"]
 napoleon_use_ivar = True
+
+
+def take_literally(app, what, name, obj, options, lines: list[str]) -> None:
+    """Keep `*` and `|` of shapes such as (N, C, *S) and |x| from being read as markup; formulas stay as they are."""
+    formula: int | None = None
+    for index, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if formula is not None and line.strip() and indent <= formula:
+            formula = None
+        if line.lstrip().startswith((".. math::", ">>>")):
+            formula = indent
+        if formula is None and line.count("`") % 2 == 0:
+            parts = re.split(r"(`[^`]*`)", line)
+            parts[::2] = [re.sub(r"(?<!\\)([*|])", r"\\\1", part) for part in parts[::2]]
+            lines[index] = "".join(parts)
+
+
+def setup(app) -> None:
+    """Run before napoleon, whose own markup is to be read."""
+    app.connect("autodoc-process-docstring", take_literally, priority=400)
