@@ -444,7 +444,7 @@ def test_a_taken_port_is_a_resource_error():
 def test_a_missing_package_is_named_with_its_extra():
     code = (
         "import sys; sys.modules['fastapi'] = None\n"
-        "try:\n    import omniconv.deploy.serve\n"
+        "try:\n    from omniconv.deploy.serve import serve\n"
         "except Exception as error:\n    print(type(error).__name__, error)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
