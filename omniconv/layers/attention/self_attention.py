@@ -58,7 +58,11 @@ class SelfAttention(nn.Module):
 
     def heads(self, x: Tensor) -> tuple[Tensor, ...]:
         """Return queries, keys and values (N, H, L, d) of tokens (N, L, C)."""
-        return self.qkv(x).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        # Widths are read from the weights: in a pruned layer values may have another than queries and keys.
+        values = self.proj.in_features
+        queries = (self.qkv.out_features - values) // 2
+        parts = self.qkv(x).split((queries, queries, values), -1)
+        return tuple(part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in parts)
 
     def forward(self, x: Tensor) -> Tensor:
         """Let the tokens of `x` attend to each other."""

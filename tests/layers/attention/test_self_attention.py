@@ -26,3 +26,15 @@ def test_pixels_are_tokens():
     x = torch.randn(2, 6, 3, 4)
     expected = SelfAttention.forward(layer, x.permute(0, 2, 3, 1).reshape(2, 12, 6))
     torch.testing.assert_close(layer(x).permute(0, 2, 3, 1).reshape(2, 12, 6), expected)
+
+
+def test_a_layer_reads_its_widths_from_its_weights():
+    layer = SelfAttention(12, 3)
+    layer.qkv, layer.proj = nn.Linear(12, 3 * (2 * 2 + 5)), nn.Linear(15, 12)
+    x = torch.randn(2, 7, 12)
+    q, k, v = layer.heads(x)
+    assert q.shape == k.shape == (2, 3, 7, 2)
+    assert v.shape == (2, 3, 7, 5)
+    rows = layer.qkv(x)
+    assert k[1, 2, 3].equal(rows[1, 3, 6 + 4 : 6 + 6])
+    assert v[1, 1, 4].equal(rows[1, 4, 12 + 5 : 12 + 10])
