@@ -1,10 +1,12 @@
 """Relevance is conserved from layer to layer, and units of least relevance for a few reference samples are better to
 remove, without fine-tuning, than those of small weights, gradients or first-order terms.
 
-Toy data (moons, circles, blobs) with perceptrons of three times 1,000 hidden units, of which 1,000 stay, by 10
-reference samples; and a network of four convolutions trained on Fashion-MNIST averaged to 14 x 14 pixels, whose task
-shrinks to three classes, by 10 reference samples of each. All criteria go through the same steps of 5%, normalised by
-groups.
+Toy data (moons, circles, blobs) with perceptrons of three times 1,000 hidden units, by 10 reference samples; and a
+network of four convolutions trained on Fashion-MNIST averaged to 14 x 14 pixels, whose task shrinks to three classes,
+by 10 reference samples of each. All criteria go through the same steps of 5%, normalised by groups.
+
+Of the hidden units 1,000 stay. The authors' code takes away 1,000, at once; that was found when the first had been
+measured and had failed, and stands beside it.
 """
 
 import copy
@@ -29,7 +31,9 @@ EQUAL = 1e-5
 MARGIN = 0.0
 SEEDS = (0, 1, 2)
 # Toy data.
-SAMPLES, HELD, REFERENCES, HIDDEN, LEFT = 500, 2_000, 10, 1_000, 1_000
+SAMPLES, HELD, REFERENCES, HIDDEN = 500, 2_000, 10, 1_000
+# Share that goes, and by how much at a time.
+CUTS = ((2 / 3, 0.05), (1 / 3, 1.0))
 TOY = {"epochs": 30, "batch": 50, "lr": 2e-3, "shift": 0, "flip": False}
 # Fashion-MNIST.
 IMAGES, TEST, CLASSES, EACH = 6_400, 5_000, (0, 1, 2), 10
@@ -124,8 +128,8 @@ def toy(name: str, count: int, seed: int) -> Split:
     return torch.tensor(points).float(), torch.tensor(labels)
 
 
-def toy_scores(name: str, seed: int) -> dict[str, float]:
-    """Return the accuracy by criterion after two thirds of the hidden units are gone."""
+def toy_scores(name: str, seed: int) -> list[dict[str, float]]:
+    """Return the accuracy by criterion, for each of the cuts."""
     data, test = toy(name, SAMPLES, seed), toy(name, HELD, seed + 100)
     torch.manual_seed(derive(seed, "weights"))
     sizes = (2, HIDDEN, HIDDEN, HIDDEN)
@@ -134,12 +138,15 @@ def toy_scores(name: str, seed: int) -> dict[str, float]:
     train(model, data, seed=seed, **TOY)
     structure = trace_structure(model, (2,))
     places = torch.randperm(SAMPLES, generator=generator(seed, "references"))[:REFERENCES]
-    found = {"dense": accuracy(model, test)}
     chosen = criteria(data[0][places], data[1][places])
-    for key in ("LRP", "weight", "gradient"):
-        keep = choose_stepwise(model, structure, chosen[key], 1 - LEFT / (3 * HIDDEN))
-        found[key] = accuracy(structure.remove(model, keep), test)
-    return found
+    rows = []
+    for ratio, step in CUTS:
+        row = {"dense": accuracy(model, test)}
+        for key in ("LRP", "weight", "gradient"):
+            keep = choose_stepwise(model, structure, chosen[key], ratio, step=step)
+            row[key] = accuracy(structure.remove(model, keep), test)
+        rows.append(row)
+    return rows
 
 
 def network() -> nn.Sequential:
@@ -186,12 +193,14 @@ def run(check: Check) -> None:
         check.require(claim, leak(make()), "<=", CONSERVED)
 
     for name in ("moons", "circles", "blobs"):
-        require(check, name, [toy_scores(name, seed) for seed in SEEDS], ("weight", "gradient"))
+        rows = [toy_scores(name, seed) for seed in SEEDS]
+        for (ratio, _), found in zip(CUTS, zip(*rows, strict=True), strict=True):
+            require(check, f"{name}, {ratio:.0%} of the units gone", found, ("weight", "gradient"))
 
     (images, labels), (test_images, test_labels) = fashion_mnist(IMAGES, TEST)
     data, test = (F.avg_pool2d(images, 2), labels), (F.avg_pool2d(test_images, 2), test_labels)
     few, held = task(data), task(test)
-    found: dict[float, list[dict[str, float]]] = {ratio: [] for ratio in RATIOS}
+    scores_by_ratio: dict[float, list[dict[str, float]]] = {ratio: [] for ratio in RATIOS}
     for seed in SEEDS:
         torch.manual_seed(derive(seed, "weights"))
         model = network()
@@ -212,7 +221,7 @@ def run(check: Check) -> None:
                         error = (smaller.eval()(held[0][:500]) - wanted).abs().max() / wanted.abs().max()
                     claim = "relative difference of the sliced network from the masked one"
                     check.require(claim, error, "<=", EQUAL)
-            found[ratio].append(row)
+            scores_by_ratio[ratio].append(row)
     for ratio in RATIOS:
         where = f"{ratio:.0%} of the filters gone"
-        require(check, where, found[ratio], ("weight", "gradient", "Taylor"))
+        require(check, where, scores_by_ratio[ratio], ("weight", "gradient", "Taylor"))
