@@ -204,7 +204,7 @@ class Structure:
         """Try to halve every group without weights; hold those after which the model does not run."""
         with torch.device("meta"):
             shadow = copy.deepcopy(model).to("meta").eval()
-            x = torch.empty(1, *self.input_shape)
+            x = torch.empty(1, *self.input_shape, dtype=_kind(model))
             wanted = _shapes(shadow(x))
 
         def fault(names: list[str]) -> str:
@@ -230,6 +230,11 @@ class Structure:
             search([name for name in names if name in self.groups]) if self.fixed else None
 
         search(list(self.groups))
+
+
+def _kind(model: nn.Module) -> torch.dtype:
+    floats = (p.dtype for p in model.parameters() if p.is_floating_point())
+    return next(floats, torch.get_default_dtype())
 
 
 def _note(changes: dict[str, dict[int, set[int]]], module: str, old: int, new: int) -> None:
@@ -301,7 +306,7 @@ def trace_structure(model: nn.Module, input_shape: tuple[int, ...]) -> Structure
     """
     with torch.device("meta"):
         shadow = copy.deepcopy(model).to("meta").eval()
-        x = torch.empty(1, *input_shape)
+        x = torch.empty(1, *input_shape, dtype=_kind(model))
     shapes = {name: tuple(t.shape) for name, t in (*shadow.named_parameters(), *shadow.named_buffers())}
     try:
         with torch.no_grad(), Trace(shadow, x) as trace:

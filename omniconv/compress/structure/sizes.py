@@ -13,6 +13,7 @@ _SIZES = re.compile(
 _NO_SIZES = re.compile(
     r"kernel|stride|pad|dilat|window|block|patch|img|grid|num_classes|scale|ratio|head_dim$", re.I
 )
+_COUNTS = re.compile(r"(heads|groups)$", re.I)
 
 
 def mend_sizes(
@@ -67,7 +68,9 @@ def _mend_module(
             continue
         if type(value) is int:
             new_values = {new for new in places.get(value, ()) if new != value}
-            if len(new_values) == 1 and value not in places[value]:
+            # Heads and groups go, their widths stay, also where there happen to be as many of one as of the other.
+            sure = value not in places.get(value, ()) or _COUNTS.search(key)
+            if len(new_values) == 1 and sure:
                 setattr(module, key, new_values.pop())
         elif isinstance(value, tuple | list) and value and all(type(v) is int for v in value):
             whole = parts.get(tuple(value))

@@ -176,7 +176,8 @@ class Trace(TorchDispatchMode):
         if name in _COPIES:
             return values[0]
         if name in _FACTORIES:
-            return None
+            # Stored in full, for what is written into views of it.
+            return torch.zeros(out.shape, dtype=torch.long)
         if name in _REDUCTIONS:
             place = 2 if "norm" in name else 1
             return rules.reduction(values[0], values[place] if len(values) > place else named.get("dim"))

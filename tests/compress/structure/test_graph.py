@@ -8,6 +8,7 @@ from torch.nn import functional as F
 import omniconv
 from omniconv.compress.structure.graph import trace_structure
 from omniconv.design.cost import count_cost
+from omniconv.layers.attention.self_attention import SelfAttention
 from omniconv.models.factory import list_models
 from omniconv.testing.harness import randomize, seeded
 
@@ -108,6 +109,32 @@ def test_every_family_loses_channels(name):
     assert len(structure.fixed) <= 4
     maps = smaller.eval().forward_stages(torch.zeros(1, *SHAPE))
     assert [m.shape[1] for m in maps] == smaller.feature_info.channels()
+
+
+def test_heads_as_many_as_they_are_wide():
+    """Of 4 heads of 4 features each, whole heads go, and the layer's count of heads follows."""
+    model = nn.Sequential(SelfAttention(16, 4), nn.Linear(16, 5)).double().eval()
+    structure = trace_structure(model, (7, 16))
+    (heads,) = [group for group in structure.groups.values() if group.size == 4]
+    keep = {heads.name: torch.tensor([True, False, True, True])}
+    smaller = structure.remove(model, keep)
+    assert smaller[0].num_heads == 3
+    x = torch.randn(2, 7, 16, dtype=torch.float64)
+    torch.testing.assert_close(smaller(x), structure.mask(model, keep)(x))
+
+
+def test_circular_borders_do_not_untie():
+    layers = (
+        nn.Conv2d(3, 6, 1),
+        nn.Conv2d(6, 6, 3, padding=1, padding_mode="circular", groups=6),
+        nn.Conv2d(6, 4, 1),
+    )
+    model = nn.Sequential(*layers).eval()
+    structure = trace_structure(model, (3, 10, 12))
+    keep = {"0": torch.arange(6) % 3 > 0}
+    x = torch.randn(1, 3, 10, 12)
+    assert not structure.fixed
+    torch.testing.assert_close(structure.remove(model, keep)(x), structure.mask(model, keep)(x))
 
 
 def test_what_cannot_go_stays():
