@@ -43,15 +43,15 @@ class Widths:
         self.sizes = {name: group.size for name, group in self.structure.groups.items()}
         self._inner: dict[str, tuple[str, bool]] = {}
         self._heads: dict[str, str] = {}
-        outputs = {p.name: name for name, g in self.structure.groups.items() for p in g.slices if p.dim == 1}
         for name, module in model.named_modules():
             if isinstance(module, SelfAttention):
-                group = outputs.get(f"{name}.proj.weight")
-                if group is not None and self.sizes[group] == module.num_heads:
-                    self._heads[group] = name
-                elif group is not None:
-                    # Of a single head these are its features.
-                    del self.sizes[group]
+                for group, found in self.structure.groups.items():
+                    if any(part.name == f"{name}.qkv.weight" and part.dim == 0 for part in found.slices):
+                        if found.size == module.num_heads:
+                            self._heads[group] = name
+                        else:
+                            # Of a single head these are its features.
+                            del self.sizes[group]
                 widths = head_widths(module)
                 for values, leaf in enumerate(("queries", "values")):
                     if widths[values] > 1:

@@ -133,3 +133,19 @@ def test_what_cannot_be_is_refused(setting):
         nvit(model, [lambda m: m(torch.zeros(1, *SHAPE)).sum()], SHAPE, 1)
     with pytest.raises(ValueError, match="losses must hold"):
         nvit(model, [], SHAPE)
+
+
+def test_features_of_a_single_head_go_once():
+    """A layer with one head, pruned and pruned again: its queries and values are found once."""
+    with seeded():
+        config = ViTConfig(24, 1, 1, 4, 16, mlp_ratio=1.5)
+        model = randomize(VisionTransformer(config, num_classes=5)).eval()
+    for step in (3, 2):
+        widths = Widths(model, SHAPE)
+        leaves = sorted(name.rpartition(".")[2] for name in widths.sizes)
+        assert leaves == ["fc1", "proj", "queries", "values"]
+        model = widths.remove(model, {name: torch.arange(n) % step > 0 for name, n in widths.sizes.items()})
+    assert Widths(model, SHAPE).sizes == {
+        EMBEDDING: 8, "blocks.0.attn.queries": 8, "blocks.0.attn.values": 8, "blocks.0.mlp.fc1": 12,
+    }  # fmt: skip
+    assert model(torch.randn(2, *SHAPE)).shape == (2, 5)
