@@ -13,13 +13,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from omniconv.compress.prune.global_magnitude import global_magnitude
 from omniconv.compress.prune.masks import hold_masks
-from omniconv.compress.prune.structured import choose_units, unit_norms
+from omniconv.compress.prune.structured import choose_within, unit_norms
 from omniconv.compress.sparse_file import save_sparse
-from omniconv.compress.structure.graph import Structure, trace_structure
+from omniconv.compress.structure.graph import trace_structure
 from omniconv.core.errors import OmniconvError, RefusedError
 from omniconv.core.files import atomic_write
 from omniconv.core.units import bytes_text, seconds_text
@@ -180,7 +180,11 @@ class _Search:
             return
         scores = unit_norms(model, structure)
         for share in SLIM:
-            keep = _within(structure, scores, 1 - share)
+            try:
+                keep = choose_within(structure, scores, share, scope="network", multiple=8)
+            except ValueError as error:
+                self.notes.append(f"slim: {error}")
+                return
             folder = _copy(self.run, self.scratch / f"slim-{share}")
             kept = {name: mask.nonzero().flatten().tolist() for name, mask in keep.items() if not mask.all()}
             tensors = self._tune(structure.remove(model, keep))
@@ -243,16 +247,6 @@ class _Search:
             with hold_masks(model, trainer.optimizer) if hold else contextlib.nullcontext():
                 trainer.run()
             return trainer.ema.state_dict()
-
-
-def _within(structure: Structure, scores: dict[str, Tensor], share: float) -> dict[str, Tensor]:
-    """Return the units to keep, the best of the network, so that at most `share` of its multiply-adds are left."""
-    wanted, low, high = share * structure.macs({}), 0.0, 1.0 - 1e-6
-    while high - low > 1e-3:
-        middle = (low + high) / 2
-        left = structure.macs(choose_units(scores, middle, scope="network", multiple=8))
-        low, high = (middle, high) if left > wanted else (low, middle)
-    return choose_units(scores, high, scope="network", multiple=8)
 
 
 def _copy(run: Run, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from omniconv.compress.report import CompressionReport, compare
 from omniconv.compress.structure.graph import Structure, trace_structure
 
-__all__ = ["choose_units", "structured_pruning", "unit_norms"]
+__all__ = ["choose_units", "choose_within", "structured_pruning", "unit_norms"]
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,6 +73,43 @@ def choose_units(
     return keep
 
 
+def choose_within(
+    structure: Structure,
+    scores: Mapping[str, Tensor],
+    ratio: float,
+    *,
+    of: Literal["parameters", "macs"] = "macs",
+    scope: Literal["layer", "network"] = "layer",
+    multiple: int = 1,
+) -> dict[str, Tensor]:
+    """Return which units stay, by group, so that at least a share of the parameters or multiply-adds goes.
+
+    Args:
+        structure: of the model.
+        scores: see `choose_units`.
+        ratio: share that goes, in [0, 1).
+        of: what it is a share of.
+        scope: see `choose_units`.
+        multiple: see `choose_units`.
+
+    Raises:
+        ValueError: if so much cannot be removed; see also `choose_units`.
+    """
+
+    def chosen(share: float) -> dict[str, Tensor]:
+        return choose_units(scores, share, scope=scope, multiple=multiple)
+
+    count = structure.parameters if of == "parameters" else structure.macs
+    low, high, whole = 0.0, 1.0 - 1e-6, count({})
+    least = count(chosen(high))
+    if least > (1 - ratio) * whole:
+        raise ValueError(f"{ratio:.0%} of {of} cannot be removed: {least / whole:.0%} stay at least")
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        low, high = (middle, high) if count(chosen(middle)) > (1 - ratio) * whole else (low, middle)
+    return chosen(high)
+
+
 def structured_pruning(
     model: M,
     input_shape: tuple[int, ...],
@@ -113,22 +150,10 @@ def structured_pruning(
         raise ValueError("no group of channels of this model can be removed; see trace_structure(...).fixed")
     points = scores(model, structure)
 
-    def chosen(share: float) -> dict[str, Tensor]:
-        return choose_units(points, share, scope=scope, multiple=multiple)
-
-    keep = chosen(ratio)
-    if of != "units":
-        count = structure.parameters if of == "parameters" else structure.macs
-        wanted = (1 - ratio) * count({})
-        low, high = 0.0, 1.0 - 1e-6
-        if count(chosen(high)) > wanted:
-            raise ValueError(
-                f"{ratio:.0%} of {of} cannot be removed: {count(chosen(high)) / count({}):.0%} stay at least"
-            )
-        while high - low > 1e-3:
-            middle = (low + high) / 2
-            low, high = (middle, high) if count(chosen(middle)) > wanted else (low, middle)
-        keep = chosen(high)
+    if of == "units":
+        keep = choose_units(points, ratio, scope=scope, multiple=multiple)
+    else:
+        keep = choose_within(structure, points, ratio, of=of, scope=scope, multiple=multiple)
     smaller = structure.remove(model, keep)
     removed, units = sum(int((~k).sum()) for k in keep.values()), sum(len(k) for k in keep.values())
     notes = [f"{removed} of {units} units in {len(keep)} groups removed."]

@@ -128,7 +128,7 @@ class Structure:
     def macs(self, keep: Mapping[str, Tensor]) -> int:
         """Return how many multiply-adds for one sample `remove` would leave."""
         self._check(keep)
-        alive = self._found.alive(keep, self.groups)
+        alive = self._found.alive(keep)
         return sum(
             math.prod(_sizes(p.labels, alive)) * _sizes(p.inner, alive)[0] * p.times
             for p in self._found.products
@@ -174,7 +174,7 @@ class Structure:
                 setattr(owner, leaf, nn.Parameter(value.clone(), requires_grad=tensor.requires_grad))
             else:
                 owner._buffers[leaf] = value.clone()
-        alive = self._found.alive(keep, self.groups)
+        alive = self._found.alive(keep)
         for view in self._found.views:
             for old, new in zip(view.labels.shape, _sizes(view.labels, alive), strict=True):
                 _note(changes, view.module, old, new)
@@ -216,20 +216,19 @@ class Structure:
                 return str(error).splitlines()[0] if str(error) else type(error).__name__
             return "" if got == wanted else "the answer's shape changes"
 
-        def search(names: list[str]) -> None:
-            problem = fault(names) if names else ""
+        def admit(running: list[str], names: list[str]) -> list[str]:
+            """Return `running`, which runs, and those of `names` with which it still does."""
+            problem = fault([*running, *names]) if names else ""
             if not problem:
-                return
+                return [*running, *names]
             if len(names) == 1:
                 self.fixed[names[0]] = problem
                 del self.groups[names[0]]
-                return
+                return running
             half = len(names) // 2
-            search(names[:half])
-            search(names[half:])
-            search([name for name in names if name in self.groups]) if self.fixed else None
+            return admit(admit(running, names[:half]), names[half:])
 
-        search(list(self.groups))
+        admit([], list(self.groups))
 
 
 def _kind(model: nn.Module) -> torch.dtype:
@@ -281,7 +280,7 @@ class _Found:
     products: list[Product]
     outputs: dict[str, Tensor]
 
-    def alive(self, keep: Mapping[str, Tensor], groups: Mapping[str, Group]) -> np.ndarray:
+    def alive(self, keep: Mapping[str, Tensor]) -> np.ndarray:
         """Return for each label whether its unit is left."""
         dead = np.zeros(len(self.roots), dtype=bool)
         for name, mask in keep.items():

@@ -123,6 +123,25 @@ def test_heads_as_many_as_they_are_wide():
     torch.testing.assert_close(smaller(x), structure.mask(model, keep)(x))
 
 
+class NotBoth(nn.Module):
+    """Either of two layers may be narrow."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two = (nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)) for _ in range(2))
+
+    def forward(self, x):
+        if self.one[0].out_channels + self.two[0].out_channels < 10:
+            raise RuntimeError("too narrow")
+        return self.one(x) - self.two(x)
+
+
+def test_groups_that_only_fail_together_are_held():
+    structure = trace_structure(NotBoth(), (3, 10, 12))
+    assert structure.fixed == {"two.0": "too narrow"}
+    assert "one.0" in structure.groups
+
+
 def test_circular_borders_do_not_untie():
     layers = (
         nn.Conv2d(3, 6, 1),
