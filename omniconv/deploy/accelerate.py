@@ -89,7 +89,8 @@ def bears_channels_last(model: nn.Module) -> bool:
 def _set_format(model: nn.Module, form: torch.memory_format) -> None:
     for module in model.modules():
         if type(module) is nn.Conv2d and module.groups == 1:
-            module.weight.data = module.weight.data.contiguous(memory_format=form)
+            # `contiguous` would leave the strides of 1x1 kernels as they are, and with them the format of what comes out.
+            module.weight.data = module.weight.data.to(memory_format=form)
 
 
 def _folds(model: nn.Module) -> Iterator[Fold]:

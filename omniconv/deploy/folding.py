@@ -5,13 +5,13 @@ shift in its weight (see `omniconv.layers.conv.reparam`), and its result carries
 nothing left to do with it.
 """
 
-from collections import Counter
 from typing import Any, cast
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from omniconv.layers.conv.depthwise import DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d
+from omniconv.layers.conv.norm_folding import brings_act, conv_norm_calls
 from omniconv.layers.conv.reparam import fuse_conv_bn
 from omniconv.ops.depthwise_conv import api
 
@@ -20,7 +20,6 @@ __all__ = ["Fold", "find_folds"]
 _DEPTHWISE = (DepthwiseConv1d, DepthwiseConv2d, DepthwiseConv3d)
 # Subclasses may compute something else.
 _CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, *_DEPTHWISE)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 _ONEDNN = torch.backends.mkldnn.is_available()
 
 
@@ -52,7 +51,7 @@ class _Skip:
         del cast(Any, x)._done
         if len(done) > 1:
             cast(Any, x)._done = done[1:]
-        return cast(nn.Module, self.module.act)(x) if _brings_act(self.module) else x
+        return cast(nn.Module, self.module.act)(x) if brings_act(self.module) else x
 
 
 class Fold:
@@ -167,51 +166,22 @@ class Fold:
         )
 
 
-class _Tracer(fx.Tracer):
-    """Follows a network from layer to layer, and into nothing that holds neither convolution nor batch norm."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        kinds = (nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm)
-        return isinstance(m, kinds) or not any(isinstance(module, kinds) for module in m.modules())
-
-
 def find_folds(model: nn.Module) -> list[Fold]:
     """Return the convolutions of a network, in eval mode, that can take over the layers behind them.
 
     Networks whose forward pass cannot be traced (see `torch.fx`) have none.
     """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception:  # tracing runs the network's own code, which may fail in any way on a symbol
-        return []
     modules = dict(model.named_modules())
-    calls = [node for node in graph.nodes if node.op == "call_module"]
-    times = Counter(modules[str(node.target)] for node in calls)
-
-    def next_layer(node: fx.Node | None) -> tuple[fx.Node | None, nn.Module | None]:
-        """Return the layer that alone uses what a layer gives."""
-        users = list(node.users) if node is not None else []
-        if len(users) == 1 and users[0].op == "call_module" and users[0].args == (node,):
-            return users[0], modules[str(users[0].target)]
-        return None, None
-
     folds = []
-    for node in calls:
-        conv, (after, norm) = modules[str(node.target)], next_layer(node)
-        if after is None or norm is None or times[conv] > 1 or times[norm] > 1:
-            continue
-        if type(conv) not in _CONVS or not (type(norm) in _NORMS or _brings_act(norm)):
-            continue
-        if cast(nn.BatchNorm2d, norm).running_mean is None:
-            continue
-        act = cast(nn.Module, norm.act) if _brings_act(norm) else next_layer(after)[1]
+    for conv_call, norm_call in conv_norm_calls(model):
+        conv, norm = (modules[str(call.target)] for call in (conv_call, norm_call))
+        act, users = None, list(norm_call.users)
+        if brings_act(norm):
+            act = cast(nn.Module, norm.act)
+        elif len(users) == 1 and users[0].op == "call_module" and users[0].args == (norm_call,):
+            act = modules[str(users[0].target)]
         if act is not None and _post_op(act) is None:
             act = None
-        owner, _, name = str(after.target).rpartition(".")
+        owner, _, name = str(norm_call.target).rpartition(".")
         folds.append(Fold(conv, norm, act, modules[owner], name))
     return folds
-
-
-def _brings_act(norm: nn.Module) -> bool:
-    """Return whether a norm is timm's, with dropout and activation in it."""
-    return type(norm).__name__ == "BatchNormAct2d" and isinstance(getattr(norm, "drop", None), nn.Identity)

@@ -8,18 +8,18 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from omniconv.compress.prune.global_magnitude import global_magnitude
 from omniconv.compress.prune.masks import hold_masks
 from omniconv.compress.prune.structured import choose_within, unit_norms
 from omniconv.compress.sparse_file import save_sparse
-from omniconv.compress.structure.graph import trace_structure
+from omniconv.compress.structure.graph import Structure, trace_structure
 from omniconv.core.errors import OmniconvError, RefusedError
 from omniconv.core.files import atomic_write
 from omniconv.core.units import bytes_text, seconds_text
@@ -181,7 +181,7 @@ class _Search:
         scores = unit_norms(model, structure)
         for share in SLIM:
             try:
-                keep = choose_within(structure, scores, share, scope="network", multiple=8)
+                keep = _choose_units(structure, scores, share)
             except ValueError as error:
                 self.notes.append(f"slim: {error}")
                 return
@@ -255,6 +255,14 @@ def _copy(run: Run, folder: Path) -> Path:
     for name in ("config.yaml", "plan.yaml", "splits.csv", "problems.json"):
         shutil.copy2(run.path / name, folder)
     return folder
+
+
+def _choose_units(structure: Structure, scores: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Return which units stay: sixteens, which fill the registers of kernels, or eights in narrow networks."""
+    try:
+        return choose_within(structure, scores, share, scope="network", multiple=16)
+    except ValueError:
+        return choose_within(structure, scores, share, scope="network", multiple=8)
 
 
 def _choose(trials: list[Trial], size: int | None, latency: float | None, max_drop: float) -> Trial:

@@ -28,7 +28,7 @@ _FUNCTIONS = (F.relu, torch.relu, F.max_pool2d, F.avg_pool2d, F.dropout)
 def equalizable_pairs(model: nn.Module) -> list[tuple[str, str]]:
     """Return the names of layers between which there is nothing but what commutes with a channel's scale."""
     layers, modules = weight_layers(model), dict(model.named_modules())
-    nodes = trace_layers(model)
+    nodes = trace_layers(model, nn.Linear)
     calls = [str(node.target) for node in nodes if node.op == "call_module"]
 
     def passes(node: fx.Node) -> bool:

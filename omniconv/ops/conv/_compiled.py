@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from omniconv.ops._numba import unsupported
-from omniconv.ops.conv._torch import memory_format, output_size
+from omniconv.ops.conv._torch import output_size
 from omniconv.ops.dispatch import transformed
+from omniconv.ops.memory_format import memory_format
 
 
 def register(name: str, compute: Callable[..., Tensor]) -> Callable[..., Tensor]:

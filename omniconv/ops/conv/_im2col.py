@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.ops.conv._torch import memory_format, output_size, products
+from omniconv.ops.conv._torch import output_size, products
+from omniconv.ops.memory_format import memory_format
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation, groups) -> Tensor:

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from omniconv.ops._numba import spread
 from omniconv.ops.conv._compiled import incapable, register
-from omniconv.ops.conv._torch import memory_format, output_size, products
+from omniconv.ops.conv._torch import output_size, products
 from omniconv.ops.im2win import im2win
+from omniconv.ops.memory_format import memory_format
 
 
 def _compute(

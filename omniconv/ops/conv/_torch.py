@@ -2,7 +2,6 @@
 
 import math
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -42,9 +41,3 @@ def output_size(x: Tensor, weight: Tensor, stride, padding, dilation) -> list[in
 def products(x: Tensor, weight: Tensor, stride, padding, dilation) -> int:
     """Return how many multiplications a call takes."""
     return x.shape[0] * weight.numel() * math.prod(output_size(x, weight, stride, padding, dilation))
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Return the memory format that the output should have: that of the maps."""
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format

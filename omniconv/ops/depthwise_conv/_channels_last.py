@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from omniconv.ops.depthwise_conv import _direct
 from omniconv.ops.dispatch import needs_grad, transformed
+from omniconv.ops.memory_format import memory_format
 
 _LAST = torch.channels_last
 _ONEDNN = torch.backends.mkldnn.is_available()
@@ -64,13 +65,12 @@ class _Depthwise(torch.autograd.Function):
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:
     """Compute in channels-last and return the input's memory format."""
-    kept = x.is_contiguous(memory_format=_LAST)
     if needs_grad(x, weight):
         y = cast(Any, _Depthwise).apply(x, weight, padding, dilation)
         y = y if bias is None else y + bias[:, None, None]
     else:
         y = _convolve(x, weight, padding, dilation, bias)
-    return y if kept else y.contiguous()
+    return y.contiguous(memory_format=memory_format(x))
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:
@@ -104,7 +104,7 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     the faster one.
     """
     height, width = weight.shape[2:]
-    last = x.is_contiguous(memory_format=_LAST)
+    last = memory_format(x) == _LAST
     if x.dtype != torch.float32 or not _ONEDNN:
         return math.inf
     if _direct.supports(x, weight, bias, stride, padding, dilation) is None:

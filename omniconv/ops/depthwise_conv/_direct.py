@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from omniconv.ops.dispatch import needs_grad, transformed
+from omniconv.ops.memory_format import memory_format
 
 _HAS_NUMBA = find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -137,16 +138,9 @@ def _threads(work: float) -> int:
     return max(1, min(torch.get_num_threads(), int(work / _WORTH_A_THREAD) + 1))
 
 
-def _last_format(x: Tensor) -> torch.memory_format | None:
-    """Return the channels-last format that `x` is in, or None."""
-    last = {4: torch.channels_last, 5: torch.channels_last_3d}.get(x.ndim)
-    return last if last is not None and x.is_contiguous(memory_format=last) else None
-
-
 def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
     """Return an empty map in the type and memory format of `x`."""
-    form = _last_format(x) or torch.contiguous_format
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=form)
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def _run_convolve(
@@ -331,13 +325,19 @@ def weight_gradient(x: Tensor, *others: Any) -> Tensor:
     return _weight_op(x, *others) if _traced(x) else _EagerWeight.apply(x, *others)
 
 
+def _repeat(x: Tensor, times: int) -> Tensor:
+    """Return every channel several times, side by side, in the memory format of `x`, which its gradient keeps too."""
+    if memory_format(x) == torch.contiguous_format:
+        return x.repeat_interleave(times, 1)
+    x = x.movedim(1, -1).unsqueeze(-1)
+    return x.expand(*x.shape[:-1], times).flatten(-2).movedim(-1, 1)
+
+
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:
     """Compute with the direct kernels."""
     multiplier = weight.shape[0] // x.shape[1]
     if multiplier > 1:
-        last = _last_format(x)
-        x = x.repeat_interleave(multiplier, 1)
-        x = x if last is None else x.contiguous(memory_format=last)
+        x = _repeat(x, multiplier)
     size = [
         (s + 2 * p - d * (k - 1) - 1) // step + 1
         for s, p, d, k, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
@@ -381,4 +381,7 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     # Rows that lie across the memory's are slower to turn.
     copied = 1.8e-10 if weight.shape[-1] == longest else 3e-10
     once = 7e-5 + copied * (x.numel() + planes * outputs) + planes * (outputs * taps / 8e10 + 1.4e-9 * rows)
+    if (multiplier := weight.shape[0] // x.shape[1]) > 1:
+        # Every channel is copied for each of its kernels, and the gradients of the copies are summed.
+        once += (5e-10 if memory_format(x) == torch.contiguous_format else 1.1e-9) * multiplier * x.numel()
     return 3 * once if needs_grad(x, weight) else once

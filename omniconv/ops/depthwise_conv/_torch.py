@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omniconv.ops.dispatch import needs_grad
+from omniconv.ops.memory_format import memory_format
 
 _CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -30,13 +31,15 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     outputs = x.shape[0] * weight.shape[0] * math.prod(x.shape[2:]) // math.prod(stride)
     taps = outputs * math.prod(weight.shape[2:])
     small = max(weight.shape[2:]) < 15
-    last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+    last = memory_format(x) == torch.channels_last
     # In channels-last, 13 taps run at a third of the rate of their neighbours.
     seconds = 6e-5 + taps / (
         3e10 if last and 13 in weight.shape[2:] else 8e10 if small else 1.1e11 if last else 3.3e9
     )
     if needs_grad(x, weight):
         seconds += 1.8e-4 + _gradients(x, weight, outputs, stride, dilation, small and last)
+        # Several kernels a channel take torch a way that is slow for every output.
+        seconds += 6.5e-9 * outputs if weight.shape[0] > x.shape[1] else 0
     return seconds
 
 

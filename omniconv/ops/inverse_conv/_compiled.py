@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from omniconv.ops._numba import spread, unsupported
 from omniconv.ops.dispatch import needs_grad, transformed
 from omniconv.ops.inverse_conv import _torch
+from omniconv.ops.memory_format import memory_format
 
 
 @torch.library.custom_op("omniconv::inverse_conv", mutates_args=(), device_types="cpu")
@@ -20,17 +21,12 @@ def _solve(y: Tensor, weight: Tensor) -> Tensor:
     x = F.pad(y.permute(0, 2, 3, 1) @ inverse.T, (0, 0, kw - 1, 0, kh - 1, 0))
     spread(substitute, len(x), x, taps.permute(2, 0, 3, 1).flatten(2).contiguous())
     x = x[:, kh - 1 :, kw - 1 :].permute(0, 3, 1, 2)
-    return x.contiguous(memory_format=_format(y))
-
-
-def _format(y: Tensor) -> torch.memory_format:
-    last = y.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if last else torch.contiguous_format
+    return x.contiguous(memory_format=memory_format(y))
 
 
 @_solve.register_fake
 def _(y, weight):
-    return torch.empty_like(y, memory_format=_format(y))
+    return torch.empty_like(y, memory_format=memory_format(y))
 
 
 def _save(ctx: Any, inputs: Any, output: Tensor) -> None:

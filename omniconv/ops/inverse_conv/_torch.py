@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from omniconv.ops.dispatch import needs_grad
+from omniconv.ops.memory_format import memory_format
 
 
 def folded(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -98,10 +99,9 @@ class _Sweep(torch.autograd.Function):
 
 def run(y: Tensor, weight: Tensor) -> Tensor:
     """Compute with matrix products, those of 16 bits in float32."""
-    last = y.is_contiguous(memory_format=torch.channels_last)
     wide = torch.promote_types(y.dtype, torch.float32)
     x = _Sweep.apply(y.to(wide), weight.to(wide)).to(y.dtype)
-    return x.contiguous(memory_format=torch.channels_last if last else torch.contiguous_format)
+    return x.contiguous(memory_format=memory_format(y))
 
 
 def supports(y: Tensor, weight: Tensor) -> str | None:

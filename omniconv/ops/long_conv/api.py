@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from omniconv.ops.dispatch import Implementation, Table
 from omniconv.ops.long_conv import _chunked, _depthwise, _estimates, _torch
 from omniconv.ops.long_conv.reference import reference
+from omniconv.ops.memory_format import memory_format
 
 __all__ = ["long_conv"]
 
@@ -95,7 +96,7 @@ def _gated(convolve: Callable[[Tensor, Tensor, tuple[int, ...]], Tensor]) -> Cal
             kernel = kernel.to(wide) + F.pad(skip.to(wide).reshape(-1, *(1,) * len(origin)), sides)
         y = convolve(x if gate_in is None else gate_in * x, kernel, origin)
         y = y if gate_out is None else gate_out * y
-        last = x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last)
+        last = memory_format(x) == torch.channels_last
         return y.contiguous(memory_format=torch.channels_last) if last else y
 
     return run

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from omniconv.layers.conv.norm_folding import conv_norm_pairs, fold_batch_norms
+from omniconv.layers.conv.norm_folding import conv_norm_calls, fold_batch_norms
 from omniconv.models.factory import create_model
 
 
@@ -39,7 +39,7 @@ def test_only_what_nothing_else_uses_is_folded():
             x = self.nc(self.c(x))
             return self.nc(x)
 
-    assert conv_norm_pairs(Net()) == [("b", "nb")]
+    assert [(a.target, b.target) for a, b in conv_norm_calls(Net())] == [("b", "nb")]
 
 
 def test_what_cannot_be_traced_stays():
