@@ -89,7 +89,7 @@ def bears_channels_last(model: nn.Module) -> bool:
 def _set_format(model: nn.Module, form: torch.memory_format) -> None:
     for module in model.modules():
         if type(module) is nn.Conv2d and module.groups == 1:
-            # `contiguous` would leave the strides of 1x1 kernels as they are, and with them the format of what comes out.
+            # `contiguous` would leave the strides of 1x1 kernels, and with them the format of what comes out.
             module.weight.data = module.weight.data.to(memory_format=form)
 
 

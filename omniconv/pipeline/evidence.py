@@ -1,5 +1,6 @@
 """The pictures of a report: what the network got right, what it got wrong, and where it looked."""
 
+import contextlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from omniconv.core.errors import UsageError
 from omniconv.core.files import atomic_write
 from omniconv.data.sources import ImageData
 from omniconv.inspect.filters import first_layer_filters
@@ -41,7 +43,9 @@ def explain_run(
             _draw(run, data, test[position], predictions[position], targets[position], f"{kind}-{number}")
             for number, position in enumerate(positions)
         ]
-    first_layer_filters(run.predictor.model).save(folder / "filters.png")
+    # Networks of another geometry have no convolution whose filters were pictures.
+    with contextlib.suppress(UsageError):
+        first_layer_filters(run.predictor.model).save(folder / "filters.png")
     atomic_write(folder / "index.json", json.dumps(index, indent=1) + "\n")
 
 

@@ -117,6 +117,12 @@ def choose_size(schema: Schema) -> int:
     return min(224, max(SMALL_PIXELS, shorter // 32 * 32))
 
 
+def needed_size(network: str, size: int) -> int:
+    """Return the resolution, `size` or more, at which a network's last map has 4 x 4 pixels, or 2 x 2 if it is deep."""
+    reduction = create_model(network, device="meta").feature_info.reduction()[-1]
+    return max(size, 2 * reduction, min(32, 4 * reduction))
+
+
 def wanted_epochs(count: int) -> int:
     """Return how many epochs a training set of `count` pictures should get before a larger network pays."""
     return max(12, min(60, 300_000 // max(1, count)))
@@ -168,7 +174,9 @@ def make_plan(
     """
     size = choose_size(schema)
     small = size <= SMALL_PIXELS
-    names = [config.model] if config.model else list(SMALL_NETWORKS if small else LARGE_NETWORKS)
+    names = list(SMALL_NETWORKS if small else LARGE_NETWORKS)
+    if config.model:
+        names, size = [config.model], needed_size(config.model, size)
     reasons = [
         f"pictures are about {schema.width} x {schema.height} pixels; the network sees {size} x {size}"
     ]
@@ -205,7 +213,9 @@ def make_plan(
         epochs = config.epochs
     else:
         assert seconds is not None
-        epochs = int(max(1, min(seconds / per_epoch, max(40, min(60, 1_500_000 // count)))))
+        # A time that was asked for is used, until the patience of the recipe ends it.
+        most = 300 if config.seconds else max(40, min(60, 1_500_000 // count))
+        epochs = int(max(1, min(seconds / per_epoch, most)))
         reasons.append(f"{epochs} epochs of about {seconds_text(per_epoch)}")
     if symmetry is not None:
         reasons.append(

@@ -305,3 +305,9 @@ def test_any_network_of_convolutions_computes_the_same(layers, seed, last):
             torch.testing.assert_close(
                 single(x.float()).double(), wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max())
             )
+
+
+def test_kernels_of_one_pixel_carry_channels_last():
+    # Their strides fit both formats, so only weights that say which one keep what follows in it.
+    net = omniconv.accelerate(nn.Sequential(nn.Conv2d(6, 8, 1), nn.ReLU()).eval())
+    assert net(torch.randn(2, 6, 5, 7)).is_contiguous(memory_format=torch.channels_last)

@@ -250,11 +250,15 @@ def _sizes(labels: Tensor, alive: np.ndarray) -> list[int]:
         return list(labels.shape)
     spread = [d for d in range(labels.ndim) if not labels.stride(d)]
     labels, shape = thin(labels, spread), labels.shape
-    lives = torch.from_numpy(alive)[labels.clamp(min=0)]
-    return [
-        size if d in spread else int(lives.movedim(d, 0).reshape(size, -1).any(1).sum())
-        for d, size in enumerate(shape)
-    ]
+    units = labels > 0
+    lives = units & torch.from_numpy(alive)[labels.clamp(min=0)]
+
+    def left(dim: int, size: int) -> int:
+        # Zeros of a padding stay where nothing else is, and go with the units that they lie beside.
+        lives_there, units_there = (t.movedim(dim, 0).reshape(size, -1).any(1) for t in (lives, units))
+        return int((lives_there | ~units_there).sum())
+
+    return [size if d in spread else left(d, size) for d, size in enumerate(shape)]
 
 
 @dataclass

@@ -49,8 +49,13 @@ class Rules:
 
     def _spreads(self, small: Tensor, big: Tensor) -> bool:
         """Whether `small`, which has units, is stretched along a dimension in which `big` has different ones."""
-        return any(d not in varying(small) and not small.stride(d) for d in varying(big)) and bool(
-            ((small > 0) & (big > 0)).any()
+        if not bool(((small > 0) & (big > 0)).any()):
+            return False
+        stretched = [d for d in varying(big) if not small.stride(d) and d not in varying(small)]
+        # Parameters among the units, such as a class token beside patches, are no other units.
+        highest, lowest = big.clamp(min=0), torch.where(big > 0, big, torch.iinfo(big.dtype).max)
+        return any(
+            bool(((h := highest.amax(d)) > lowest.amin(d)).logical_and(h > 0).any()) for d in stretched
         )
 
     def _follow(self, a: Tensor, b: Tensor) -> None:

@@ -66,7 +66,7 @@ class Product:
 
     Attributes:
         labels: of the result; of what a transposed convolution reads.
-        inner: of what is summed over.
+        inner: of what is summed over, along the first dimension.
         times: multiply-adds for each pair of them, as taps of a kernel.
     """
 
@@ -199,11 +199,7 @@ class Trace(TorchDispatchMode):
             x, weight, transposed, groups = values[0], values[1], values[6], values[8]
             taps = math.prod(weight.shape[2:]) * (weight.size(1) if groups > 1 else 1)
             written, read = (x, result) if transposed else (result, x)
-            inner = (
-                read[(0, slice(None), *(0,) * (read.ndim - 2))]
-                if groups == 1
-                else torch.zeros(1, dtype=torch.long)
-            )
+            inner = compact(read[0]) if groups == 1 else torch.zeros(1, dtype=torch.long)
             self.products.append(Product(compact(written), inner, taps))
 
     def _move(self, func: Any, name: str, module: str, values: Any, named: Any, out: Any) -> Any:

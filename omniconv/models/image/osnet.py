@@ -291,7 +291,7 @@ VARIANTS = {
     "osnet_ain_x0_25": _ain(0.25, None),
     "osnet_test": Variant(
         OSNet,
-        OSNetConfig((8, 16, 24), (("none", "inside"), ("outside", "both")), True, streams=2, feature_dim=16),
+        OSNetConfig((16, 24, 32), (("none", "inside"), ("outside", "both")), True, streams=2, feature_dim=64),
         size=64,
     ),
 }
