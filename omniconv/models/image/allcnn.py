@@ -157,6 +157,8 @@ VARIANTS = {
     "all_cnn_a": _row("a", "conv"),
     "all_cnn_b": _row("b", "conv"),
     "all_cnn_c": _row("c", "conv", 1_369_738),
-    "all_cnn_test": Variant(AllCNN, AllCNNConfig("b", "conv", width=16), size=32, classes=10),
+    "all_cnn_test": Variant(
+        AllCNN, AllCNNConfig("b", "conv", width=8, input_drop_rate=0.1, drop_rate=0.1), size=32, classes=10
+    ),
     "convpool_cnn_test": Variant(AllCNN, AllCNNConfig("a", "conv_pool", width=8), size=32, classes=10),
 }
