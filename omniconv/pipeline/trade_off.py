@@ -71,5 +71,5 @@ def _draw(rows: list[dict[str, Any]], cost: str, x_name: str, x_format: Any, met
         label=f"{metric} against {x_name} of {len(rows)} candidates",
         x_name=x_name,
         x_format=x_format,
-        y_format=lambda value: f"{value:.3f}",
+        y_format=_value,
     )
