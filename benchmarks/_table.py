@@ -13,7 +13,8 @@ def ratios(name: str, result: dict[str, Any]) -> dict[str, list[float]]:
     if name.startswith("depthwise_conv"):
         return {"training step": [row["speedup"] for row in result["rows"]]}
     if name.startswith(("accelerate", "backbones")):
-        return {what: [row[what] for row in result["rows"]] for what in ("training", "inference")}
+        rows = [row for row in result["rows"] if "crashed" not in row]
+        return {what: [row[what] for row in rows] for what in ("training", "inference")}
     if name == "deployed_forms":
         rows = [row for batches in result["networks"].values() for row in batches.values()]
         forms = ("openvino", "onnxruntime int8")

@@ -151,14 +151,17 @@ def difference(one: Tensor, other: Tensor) -> float:
 
 
 def compare(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Return median seconds of interleaved rounds, at least three."""
+    """Return median seconds of interleaved rounds in turned order, at least five after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
-    began = time.perf_counter()
-    while len(times["plain"]) < 3 or time.perf_counter() - began < seconds:
-        for name, call in calls.items():
+    for call in calls.values():
+        call()
+    order, began = list(calls), time.perf_counter()
+    while len(times["plain"]) < 5 or time.perf_counter() - began < seconds:
+        for name in order:
             start = time.perf_counter()
-            call()
+            calls[name]()
             times[name].append(time.perf_counter() - start)
+        order.reverse()
     return {name: statistics.median(values) for name, values in times.items()}
 
 

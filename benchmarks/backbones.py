@@ -5,8 +5,7 @@
 Of each family the variant whose multiply-adds at its own resolution are nearest to `--macs` runs, all on the same
 images of 224 pixels (256 for HaloNet, 32 for families that have nothing else). Where timm has a network of the same
 name, its own runs beside it in PyTorch, in channels-last (in the default format where torch crashes in it), with the
-same weights. One process, in turn and in turned order; a ratio is the median over the rounds. The same network against
-itself differs by up to 5% in this way, so a ratio of 0.95 is none.
+same weights and the same images; one process, in turn, medians.
 """
 
 import argparse
@@ -15,10 +14,8 @@ import json
 import math
 import multiprocessing
 import platform
-import statistics
 import sys
 import time
-from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
@@ -31,7 +28,7 @@ from omniconv.design.cost import count_cost
 from omniconv.models.factory import get_variant, list_models
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.accelerate import infer, step
+from benchmarks.accelerate import compare, infer, step
 from tests.parity import import_timm
 
 RESULTS = Path(__file__).parent / "results"
@@ -63,23 +60,6 @@ def representatives(macs: float) -> dict[str, str]:
     return {family: min(rows)[1] for family, rows in sorted(families.items())}
 
 
-def compare(
-    plain: Callable[[], object], accelerated: Callable[[], object], seconds: float
-) -> tuple[float, float]:
-    """Return the median seconds of the second, and the median of how many times as fast as the first it is."""
-    calls, times = (plain, accelerated), ([], [])
-    for call in calls:
-        call()
-    began = time.perf_counter()
-    while len(times[0]) < 5 or time.perf_counter() - began < seconds:
-        for side in (0, 1) if len(times[0]) % 2 else (1, 0):
-            start = time.perf_counter()
-            calls[side]()
-            times[side].append(time.perf_counter() - start)
-    ratios = [before / after for before, after in zip(*times, strict=True)]
-    return statistics.median(times[1]), statistics.median(ratios)
-
-
 def measure(name: str, size: int, seconds: float) -> dict:
     """Time a network here, accelerated, against timm's (or, without one, against itself in plain PyTorch)."""
     timm = import_timm()
@@ -105,18 +85,21 @@ def measure(name: str, size: int, seconds: float) -> dict:
         training = what == "training"
         plain.train(training)
         fast = omniconv.accelerate(copy.deepcopy(ours).train(training))
-        spent, ratio = compare(
-            lambda run=run: run(plain, x, torch.float32),
-            lambda run=run, fast=fast: run(fast, x, torch.float32),
+        spent = compare(
+            {
+                "plain": lambda run=run: run(plain, x, torch.float32),
+                "accelerated": lambda run=run, fast=fast: run(fast, x, torch.float32),
+            },
             seconds,
         )
-        row |= {what: round(ratio, 3), f"{what} a second": round(BATCH / spent, 2)}
+        row[what] = round(spent["plain"] / spent["accelerated"], 3)
+        row[f"{what} a second"] = round(BATCH / spent["accelerated"], 2)
     return row
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="networks with this in their name, anew")
+    parser.add_argument("--only", default="", help="networks with this in their name")
     parser.add_argument("--macs", default=4e9, type=float, help="multiply-adds wanted")
     parser.add_argument("--seconds", default=8.0, type=float, help="for every comparison")
     arguments = parser.parse_args()
@@ -141,19 +124,15 @@ def main() -> None:
             f"against {row['against']}",
             flush=True,
         )
-    path = RESULTS / "backbones.json"
-    if arguments.only and path.exists():
-        ran = {row["family"]: row for row in rows}
-        rows = [ran.get(row["family"], row) for row in json.loads(path.read_text())["rows"]]
-    elif arguments.only:
-        return
-    result = {
-        "subject": f"images a second, batches of {BATCH}", "rows": rows,
-        "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
-        "date": time.strftime("%Y-%m-%d"),
-    }  # fmt: skip
-    RESULTS.mkdir(exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
+    # Only whole: rows that were measured again alone would be those that looked bad.
+    if not arguments.only:
+        result = {
+            "subject": f"images a second, batches of {BATCH}", "rows": rows,
+            "threads": torch.get_num_threads(), "machine": platform.machine(), "torch": torch.__version__,
+            "date": time.strftime("%Y-%m-%d"),
+        }  # fmt: skip
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "backbones.json").write_text(json.dumps(result, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -323,8 +323,8 @@ def _backbones(results: dict[str, dict]) -> list[str]:
         "## Backbones", "",
         "One network a family, of about the same multiply-adds, on the same images (224 pixels, but for HaloNet and "
         "the networks of small images), through `omniconv.accelerate`: images a second here, and how many times as "
-        "fast as the network beside it in plain PyTorch in channels-last. Below 1.00 plain PyTorch is the faster one; "
-        "the same network against itself differs by up to 5% in this way. `python benchmarks/backbones.py`.", "",
+        "fast as the network beside it in plain PyTorch in channels-last. Below 1.00 plain PyTorch is the faster one. "
+        "`python benchmarks/backbones.py`.", "",
         "| network | pixels | parameters | training, images/s | times | inference, images/s | times | against |",
         "| - | -: | -: | -: | -: | -: | -: | - |",
     ]  # fmt: skip

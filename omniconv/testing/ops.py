@@ -136,14 +136,16 @@ def each_gradient_alone(case: OpCase) -> None:
 def layouts(case: OpCase) -> None:
     """Views with gaps and channels-last maps give the same, inputs stay as they are, the format is kept."""
     tensors = draw_op_inputs(case)
+
+    def filler(t: Tensor) -> Tensor:
+        return torch.full_like(t, float("nan") if t.is_floating_point() else 99)
+
     forms = {
-        "with gaps": lambda t: torch.stack(
-            [t, torch.full_like(t, float("nan") if t.is_floating_point() else 99)], -1
-        )[..., 0],
+        "with gaps": lambda t: torch.stack([t, filler(t)], -1)[..., 0],
         "transposed": lambda t: t.transpose(-1, -2).contiguous().transpose(-1, -2) if t.ndim > 1 else t,
         "channels-last": lambda t: t.contiguous(memory_format=torch.channels_last) if t.ndim == 4 else t,
         "channels of channels-last": lambda t: (
-            torch.cat([t, t], 1).contiguous(memory_format=torch.channels_last)[:, : t.shape[1]]
+            torch.cat([t, filler(t)], 1).contiguous(memory_format=torch.channels_last)[:, : t.shape[1]]
             if t.ndim == 4
             else t
         ),
