@@ -150,19 +150,24 @@ def difference(one: Tensor, other: Tensor) -> float:
     return float((one.double() - other.double()).norm() / other.double().norm().clamp(min=1e-30))
 
 
-def compare(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
-    """Return median seconds of interleaved rounds in turned order, at least five after one to warm up."""
+def rounds(calls: dict[str, Callable[[], object]], seconds: float, least: int = 5) -> dict[str, list[float]]:
+    """Return seconds of interleaved rounds in turned order, `least` or more after one to warm up."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     for call in calls.values():
         call()
     order, began = list(calls), time.perf_counter()
-    while len(times["plain"]) < 5 or time.perf_counter() - began < seconds:
+    while len(times[order[0]]) < least or time.perf_counter() - began < seconds:
         for name in order:
             start = time.perf_counter()
             calls[name]()
             times[name].append(time.perf_counter() - start)
         order.reverse()
-    return {name: statistics.median(values) for name, values in times.items()}
+    return times
+
+
+def compare(calls: dict[str, Callable[[], object]], seconds: float) -> dict[str, float]:
+    """Return median seconds of `rounds`."""
+    return {name: statistics.median(values) for name, values in rounds(calls, seconds).items()}
 
 
 def main() -> None:

@@ -5,7 +5,8 @@
 Of each family the variant whose multiply-adds at its own resolution are nearest to `--macs` runs, all on the same
 images of 224 pixels (256 for HaloNet, 32 for families that have nothing else). Where timm has a network of the same
 name, its own runs beside it in PyTorch, in channels-last (in the default format where torch crashes in it), with the
-same weights and the same images; one process, in turn, medians.
+same weights and the same images; one process, in turn, several copies of both, and the median of the ratios of
+neighbouring runs.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import json
 import math
 import multiprocessing
 import platform
+import statistics
 import sys
 import time
 from concurrent.futures import ProcessPoolExecutor
@@ -28,13 +30,15 @@ from omniconv.design.cost import count_cost
 from omniconv.models.factory import get_variant, list_models
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
-from benchmarks.accelerate import compare, infer, step
+from benchmarks.accelerate import infer, rounds, step
 from tests.parity import import_timm
 
 RESULTS = Path(__file__).parent / "results"
 BATCH = 4
 # timm's halo attention takes only maps that its blocks divide.
 SIZE, OTHER_SIZES = 224, {"HaloNet": 256}
+# Where in memory a network lies changes its time by some percent, so several copies of both sides run.
+COPIES = 2
 
 
 def representatives(macs: float) -> dict[str, str]:
@@ -81,19 +85,24 @@ def measure(name: str, size: int, seconds: float) -> dict:
         "against": "timm" if known else "itself in plain PyTorch",
         "parameters": sum(p.numel() for p in ours.parameters()),
     }
+    makers = {
+        "plain": lambda training: copy.deepcopy(plain).train(training),
+        "accelerated": lambda training: omniconv.accelerate(copy.deepcopy(ours).train(training)),
+    }
     for what, run in (("training", step), ("inference", infer)):
-        training = what == "training"
-        plain.train(training)
-        fast = omniconv.accelerate(copy.deepcopy(ours).train(training))
-        spent = compare(
-            {
-                "plain": lambda run=run: run(plain, x, torch.float32),
-                "accelerated": lambda run=run, fast=fast: run(fast, x, torch.float32),
-            },
-            seconds,
-        )
-        row[what] = round(spent["plain"] / spent["accelerated"], 3)
-        row[f"{what} a second"] = round(BATCH / spent["accelerated"], 2)
+        times: dict[str, list[float]] = {side: [] for side in makers}
+        for turn in range(COPIES):
+            order = list(makers) if turn % 2 else list(makers)[::-1]
+            models = {side: makers[side](what == "training") for side in order}
+            calls = {
+                side: lambda run=run, model=model: run(model, x, torch.float32)
+                for side, model in models.items()
+            }
+            for side, values in rounds(calls, seconds / COPIES, least=4).items():
+                times[side] += values
+        pairs = zip(times["plain"], times["accelerated"], strict=True)
+        row[what] = round(statistics.median(p / a for p, a in pairs), 3)
+        row[f"{what} a second"] = round(BATCH / statistics.median(times["accelerated"]), 2)
     return row
 
 

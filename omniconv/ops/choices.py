@@ -26,7 +26,8 @@ def choices_file() -> Path:
 
 
 def _machine() -> str:
-    return f"{platform.machine()} {os.cpu_count()} cores, torch {torch.__version__}"
+    device = f"{torch.cuda.get_device_name()}, " if torch.cuda.is_available() else ""
+    return f"{platform.machine()} {os.cpu_count()} cores, {device}torch {torch.__version__}"
 
 
 def describe_call(call: tuple[Any, ...]) -> str:

@@ -8,12 +8,13 @@ takes the cheapest one that can; one chosen by name runs or raises, and never fa
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.nn import Parameter
 
 from omniconv.core.config import closest
 from omniconv.ops.choices import describe_call, known_choices
@@ -55,6 +56,25 @@ def _less(seconds: float, others: float) -> bool:
     return seconds < others
 
 
+# Choices kept of an operator; programs with more kinds of calls than that begin anew.
+_MOST_KEPT = 10_000
+
+
+def _signature(call: tuple[Any, ...]) -> tuple[Any, ...] | None:
+    """Return all that the choice depends on, or None for calls that are estimated anew every time."""
+    if torch.compiler.is_compiling() or transformed():
+        return None
+    signature: list[Any] = [torch.is_grad_enabled(), torch.are_deterministic_algorithms_enabled()]
+    for value in call:
+        if type(value) is Tensor or type(value) is Parameter:
+            signature += (value.shape, value.stride(), value.dtype, value.device, value.requires_grad)
+        elif value is None or isinstance(value, int | float | str | tuple):
+            signature.append(value)
+        else:
+            return None
+    return tuple(signature)
+
+
 @dataclass(frozen=True)
 class Implementation:
     """One way to compute an operator; all three functions take the members of a call.
@@ -82,12 +102,15 @@ class Table:
         prepare: validates the operator's arguments (all but `impl`) and returns the call.
         reference: computes a call slowly, as the equation reads.
         implementations: in order; of equally cheap ones the first is taken.
+        kept: what `auto` took for calls that it has met, by their signatures; estimating anew every time would take as
+            long as a small convolution.
     """
 
     op: str
     prepare: Callable[..., tuple[Any, ...]]
     reference: Callable[..., Any]
     implementations: tuple[Implementation, ...]
+    kept: dict[tuple[Any, ...], Implementation] = field(default_factory=dict, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         if not self.implementations or self.implementations[0].name != PLAIN:
@@ -102,21 +125,21 @@ class Table:
             ValueError: if no implementation is called `impl`, or that one cannot take the call.
         """
         if impl == "auto":
-            plain, *others = self.implementations
+            plain = self.implementations[0]
             if not torch.compiler.is_compiling():
                 measured = self._measured(call)
                 if measured is not None:
                     return measured
-            others = [] if _exporting() else [row for row in others if row.supports(*call) is None]
-            if not others:
+            if _exporting():
                 return plain
-            # Estimates err; plain torch gives way only to what should be clearly faster.
-            best, least = plain, plain.estimate(*call) / MARGIN
-            for row in others:
-                seconds = row.estimate(*call)
-                if _less(seconds, least):
-                    best, least = row, seconds
-            return best
+            key = _signature(call)
+            if key is None:
+                return self._cheapest(call)
+            if key not in self.kept:
+                if len(self.kept) >= _MOST_KEPT:
+                    self.kept.clear()
+                self.kept[key] = self._cheapest(call)
+            return self.kept[key]
         for row in self.implementations:
             if row.name == impl:
                 reason = row.supports(*call)
@@ -127,6 +150,20 @@ class Table:
                 return row
         names = ["auto", *(row.name for row in self.implementations)]
         raise ValueError(f"{self.op} has no impl {impl!r}{closest(impl, names)} (of {', '.join(names)})")
+
+    def _cheapest(self, call: tuple[Any, ...]) -> Implementation:
+        """Return the implementation with the least estimate."""
+        plain, *others = self.implementations
+        others = [row for row in others if row.supports(*call) is None]
+        if not others:
+            return plain
+        # Estimates err; plain torch gives way only to what should be clearly faster.
+        best, least = plain, plain.estimate(*call) / MARGIN
+        for row in others:
+            seconds = row.estimate(*call)
+            if _less(seconds, least):
+                best, least = row, seconds
+        return best
 
     def _measured(self, call: tuple[Any, ...]) -> Implementation | None:
         """Return the implementation that `omniconv.tune` found to be the fastest for such a call, or None."""

@@ -87,12 +87,15 @@ def _measure(table: Table, call: tuple[Any, ...], grad: bool, seconds: float) ->
         fresh = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
         return fresh.normal_().requires_grad_(grad and value.requires_grad)
 
-    def runner(run: Callable[..., Any], call: tuple[Any, ...]) -> Callable[[], object]:
+    def runner(run: Callable[..., Any], call: tuple[Any, ...]) -> Callable[[], None]:
         leaves = [v for v in call if isinstance(v, Tensor) and v.requires_grad]
 
-        def once() -> object:
+        def once() -> None:
             y = run(*call)
-            return torch.autograd.grad(y, leaves, torch.ones_like(y)) if leaves else y
+            if leaves:
+                torch.autograd.grad(y, leaves, torch.ones_like(y))
+            if y.is_cuda:
+                torch.cuda.synchronize(y.device)
 
         return once
 

@@ -5,7 +5,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 import torch
 from safetensors.torch import load_file
 
@@ -25,20 +24,21 @@ from omniconv.pipeline.train import Trainer, processes
 from omniconv.tasks.factory import make_task
 
 torch.set_num_threads(1)
-folder, network = Path(sys.argv[1]), sys.argv[2]
-folder.mkdir(exist_ok=True)
 augment = AugmentConfig(crop="pad", erase=0.25, mixup=0.2)
-plan = Plan(
-    network=network, size=32, batch=64, epochs=2, optimizer="sgd", lr=0.02, ema=0.9, augment=augment
-)
 data = open_images("digits")
-torch.manual_seed(0)
-model = create_model(network, num_classes=10, in_chans=1, drop_rate=0.0, drop_path_rate=0.0)
-train = Batches(data, range(128), plan.size, batch_size=64, seed=0)
-val = Batches(data, range(128, 192), plan.size, batch_size=64, seed=0)
 task = make_task("classification", data.schema.classes, smoothing=0.1)
 with processes():
-    Trainer(model, Preprocess(32, [0.3], [0.3]), task, train, val, plan, seed=0, folder=folder).run()
+    for network in sys.argv[2:]:
+        folder = Path(sys.argv[1]) / network
+        folder.mkdir(parents=True, exist_ok=True)
+        plan = Plan(
+            network=network, size=32, batch=64, epochs=2, optimizer="sgd", lr=0.02, ema=0.9, augment=augment
+        )
+        torch.manual_seed(0)
+        model = create_model(network, num_classes=10, in_chans=1, drop_rate=0.0, drop_path_rate=0.0)
+        train = Batches(data, range(128), plan.size, batch_size=64, seed=0)
+        val = Batches(data, range(128, 192), plan.size, batch_size=64, seed=0)
+        Trainer(model, Preprocess(32, [0.3], [0.3]), task, train, val, plan, seed=0, folder=folder).run()
 """
 
 
@@ -51,23 +51,25 @@ def processes(script: Path, *arguments: object, count: int) -> None:
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize(
-    # Smooth networks: a sum that differs in its last bit can move an input of relu past zero, and what follows
-    # from that is no rounding error. One has batch norm, one has none.
-    "network",
-    ["efficientnet_test", "convnext_test"],
-)
-def test_two_processes_equal_one(tmp_path: Path, network: str):
+# Smooth networks: a sum that differs in its last bit can move an input of relu past zero, and what follows
+# from that is no rounding error. One has batch norm, one has none.
+NETWORKS = ("efficientnet_test", "convnext_test")
+
+
+def test_two_processes_equal_one(tmp_path: Path):
     script = tmp_path / "train.py"
     script.write_text(SCRIPT)
     for count in (1, 2):
-        processes(script, tmp_path / str(count), network, count=count)
-    ours, theirs = (load_file(tmp_path / str(count) / "checkpoint.safetensors") for count in (2, 1))
-    assert ours.keys() == theirs.keys()
-    for name, value in theirs.items():
-        scale = value.abs().max().item() if value.is_floating_point() else 0.0
-        # What is itself a difference of rounding errors (biases before a norm) has no digits to compare.
-        assert (ours[name] - value).abs().max() <= 1e-3 * max(scale, 1e-3), name
+        processes(script, tmp_path / str(count), *NETWORKS, count=count)
+    for network in NETWORKS:
+        ours, theirs = (
+            load_file(tmp_path / str(count) / network / "checkpoint.safetensors") for count in (2, 1)
+        )
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            scale = value.abs().max().item() if value.is_floating_point() else 0.0
+            # What is itself a difference of rounding errors (biases before a norm) has no digits to compare.
+            assert (ours[name] - value).abs().max() <= 1e-3 * max(scale, 1e-3), (network, name)
 
 
 BATCH_NORM = """

@@ -375,7 +375,8 @@ def test_a_slim_run_is_a_whole_run(digits_run, tmp_path, monkeypatch):
     assert (small.path / "export" / "model.onnx").stat().st_size < size
 
 
-def test_compress_refuses_what_it_cannot_do(digits_run, tmp_path):
+def test_compress_refuses_what_it_cannot_do(digits_run, tmp_path, monkeypatch):
+    monkeypatch.setattr("omniconv.pipeline.shrink.SLIM", (0.5,))
     with pytest.raises(RefusedError, match=r"100 B is unreachable within a drop of 1\.0%"):
         digits_run.compress(size=100, out=tmp_path / "small")
     assert not (tmp_path / "small").exists()

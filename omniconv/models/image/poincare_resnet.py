@@ -130,5 +130,5 @@ VARIANTS = {
     "hyperbolic_8_16_32_resnet20": _row((8, 16, 32), 3),
     "hyperbolic_8_16_32_resnet32": _row((8, 16, 32), 5),
     "hyperbolic_8_16_32_resnet56": _row((8, 16, 32), 9),
-    "hyperbolic_test": _row((4, 6), 1),
+    "hyperbolic_test": _row((8, 16), 1),
 }

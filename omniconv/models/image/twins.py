@@ -74,7 +74,7 @@ class WindowAttention(SelfAttention):
         if self.anchored:
             x, shift = polyphase_anchor(x.permute(0, 3, 1, 2), side)
             x = x.permute(0, 2, 3, 1)
-        else:
+        elif torch.compiler.is_compiling() or height % side or width % side:
             x = F.pad(x, (0, 0, 0, side - 1, 0, side - 1))
         windows = x.unfold(1, side, side).unfold(2, side, side).permute(0, 1, 2, 4, 5, 3)
         y = super().forward(_copy(windows).view(-1, side * side, channels))
@@ -93,6 +93,8 @@ def _copy(x: Tensor) -> Tensor:
 
 
 def _first(x: Tensor, axis: int, count: int) -> Tensor:
+    if not torch.compiler.is_compiling() and x.shape[axis] == count:
+        return x
     return x.index_select(axis, torch.arange(count, device=x.device))
 
 

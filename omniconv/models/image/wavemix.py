@@ -187,8 +187,10 @@ VARIANTS = {
     "wavemix_lite_16_7": _lite(16, 7, "deconv", None),
     "wavemix_lite_32_7_up": _lite(32, 7, "bilinear", 37_058),
     "wavemix_lite_64_6": _lite(64, 6, "deconv", 520_106),
-    "wavemix_test": Variant(WaveMix, WaveMixConfig(8, 1, 3, stride=2), size=32),
+    "wavemix_test": Variant(WaveMix, WaveMixConfig(16, 2, 3, stride=2), size=32),
     "wavemix_up_test": Variant(
-        WaveMix, WaveMixConfig(8, 2, 2, upsample="bilinear", stem="conv", stride=1), size=32
+        WaveMix,
+        WaveMixConfig(32, 2, 2, upsample="bilinear", stem="conv", stride=1, drop_rate=0.1),
+        size=32,
     ),
 }

@@ -2,13 +2,19 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from omniconv.ops import _numba
-from omniconv.ops.deform._torch import aggregate, as_maps, grid, pixel_major, sampled
+from omniconv.ops.deform._torch import (
+    as_maps,
+    empty_output,
+    grid,
+    make_differentiable,
+    pixel_major,
+    sampled,
+)
 from omniconv.ops.dispatch import needs_grad, transformed
 
 # Fewer samples are not worth a second thread.
@@ -29,7 +35,7 @@ def _aggregate(
 ) -> Tensor:
     from omniconv.ops.deform._kernels import forward
 
-    y = _empty_output(x, offset, keep_taps).zero_()
+    y = empty_output(x, offset, keep_taps).zero_()
     table = _table(x, offset, kernel, stride, padding, dilation, scale, keep_taps)
     rows = offset.shape[0] * offset.shape[1]
     least = _LEAST * rows // max(1, mask.numel())
@@ -75,40 +81,7 @@ def _table(x: Tensor, offset: Tensor, kernel, stride, padding, dilation, scale: 
     return *origin, taps, taps.new_tensor(scale).numpy()[()], (*x.shape[1:3], offset.shape[3], int(keep_taps))
 
 
-def _empty_output(x: Tensor, offset: Tensor, keep_taps: bool) -> Tensor:
-    n, h, w, _, taps, _ = offset.shape
-    return x.new_empty(n, h, w, taps if keep_taps else 1, x.shape[3])
-
-
-@_aggregate.register_fake
-def _(x, offset, mask, kernel, stride, padding, dilation, scale, keep_taps):
-    return _empty_output(x, offset, keep_taps)
-
-
-@_gradients.register_fake
-def _(grad, x, offset, mask, *sizes):
-    return torch.empty_like(x), torch.empty_like(offset), torch.empty_like(mask)
-
-
-def _save(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:3])
-    ctx.sizes = inputs[3:]
-
-
-def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
-    if torch.is_grad_enabled():
-        # Second derivatives are asked for.
-        leaves = [t for t, needed in zip(tensors, wanted, strict=True) if needed]
-        found = iter(torch.autograd.grad(aggregate(*tensors, *ctx.sizes), leaves, grad, create_graph=True))
-        gradients = [next(found) if needed else None for needed in wanted]
-    else:
-        computed = _gradients(grad, *tensors, *ctx.sizes)
-        gradients = [t if needed else None for t, needed in zip(computed, wanted, strict=True)]
-    return *gradients, *(None for _ in ctx.sizes)
-
-
-_aggregate.register_autograd(_backward, setup_context=_save)
+make_differentiable(_aggregate, _gradients)
 
 
 def run(

@@ -3,6 +3,7 @@
 import itertools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,12 @@ def pixel_major(
     offset = offset.permute(0, 2, 3, 1).unflatten(-1, (-1, taps, 2))
     mask = None if mask is None else mask.permute(0, 2, 3, 1).unflatten(-1, (-1, taps))
     return x.permute(0, 2, 3, 1), offset, mask
+
+
+def empty_output(x: Tensor, offset: Tensor, keep_taps: bool) -> Tensor:
+    """Return a new (N, H', W', K or 1, C) for pixel-major tensors."""
+    n, h, w, _, taps, _ = offset.shape
+    return x.new_empty(n, h, w, taps if keep_taps else 1, x.shape[3])
 
 
 def as_maps(y: Tensor, keep_taps: bool) -> Tensor:
@@ -87,6 +94,42 @@ def grid(
         for d, k, m in zip(dilation, kernel, middle, strict=True)
     ]
     return origin, scale * torch.cartesian_prod(*axes)
+
+
+def make_differentiable(operator: Any, gradients: Any) -> None:
+    """Register what torch must know about an operator on contiguous pixel-major tensors and that of its gradients.
+
+    First derivatives are those that `gradients` computes, second ones those of the plain composition.
+    """
+
+    @operator.register_fake
+    def _(x, offset, mask, kernel, stride, padding, dilation, scale, keep_taps):
+        return empty_output(x, offset, keep_taps)
+
+    @gradients.register_fake
+    def _(grad, x, offset, mask, *sizes):
+        of_mask = offset.new_empty(0) if mask is None else torch.empty_like(mask)
+        return torch.empty_like(x), torch.empty_like(offset), of_mask
+
+    def save(ctx: Any, inputs: Any, output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[:3])
+        ctx.sizes = inputs[3:]
+
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        tensors, wanted = ctx.saved_tensors, ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():
+            # Second derivatives are asked for.
+            leaves = [t for t, needed in zip(tensors, wanted, strict=True) if needed]
+            found = iter(
+                torch.autograd.grad(aggregate(*tensors, *ctx.sizes), leaves, grad, create_graph=True)
+            )
+            computed = [next(found) if needed else None for needed in wanted]
+        else:
+            computed = gradients(grad, *tensors, *ctx.sizes)
+        of_inputs = (t if needed else None for t, needed in zip(computed, wanted, strict=True))
+        return *of_inputs, *(None for _ in ctx.sizes)
+
+    operator.register_autograd(backward, setup_context=save)
 
 
 def supports(

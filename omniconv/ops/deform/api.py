@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.ops.deform import _compiled, _torch
+from omniconv.ops.deform import _compiled, _torch, _triton
 from omniconv.ops.deform.reference import reference
 from omniconv.ops.dispatch import Implementation, Table
 
@@ -178,5 +178,6 @@ TABLE = Table(
     (
         Implementation("torch", _torch.run, _torch.supports, _torch.estimate),
         Implementation("compiled", _compiled.run, _compiled.supports, _compiled.estimate),
+        Implementation("triton", _triton.run, _triton.supports, _triton.estimate),
     ),
 )

@@ -24,7 +24,7 @@ CASES = (
         raises=(
             Raises(
                 ValueError,
-                "deform_aggregate has no impl 'compield'; did you mean compiled? (of auto, torch, compiled)",
+                "deform_aggregate has no impl 'compield'; did you mean compiled? (of auto, torch, compiled, triton)",
                 {"impl": "compield"},
             ),
             Raises(ValueError, "stride must be one or two integers of at least 1: got 0", {"stride": 0}),

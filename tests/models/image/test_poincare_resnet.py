@@ -21,6 +21,6 @@ def test_maps_stand_for_points_of_the_ball():
     torch.manual_seed(0)
     model = create_model("hyperbolic_test", features_only=True)
     maps = model(3 * torch.randn(2, 3, 17, 22))
-    assert [tuple(y.shape[1:]) for y in maps] == [(4, 17, 22), (6, 9, 11)]
+    assert [tuple(y.shape[1:]) for y in maps] == [(8, 17, 22), (16, 9, 11)]
     for y in maps:
         assert (0.1**0.5 * expmap0(y, 0.1, 1).norm(dim=1) < 1).all()

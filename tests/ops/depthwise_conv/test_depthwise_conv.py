@@ -5,6 +5,7 @@ from torch.nn import functional as F
 import omniconv.ops
 from omniconv.ops import depthwise_conv, explain
 from omniconv.ops.depthwise_conv import _direct
+from omniconv.ops.dispatch import table_of
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -32,6 +33,9 @@ def test_equals_torchs_grouped_convolution(shape, kernel, multiplier, kwargs):
 @pytest.fixture
 def without_numba(monkeypatch):
     monkeypatch.setattr(_direct, "_HAS_NUMBA", False)
+    table_of(depthwise_conv).kept.clear()
+    yield
+    table_of(depthwise_conv).kept.clear()
 
 
 @pytest.mark.usefixtures("without_numba")
