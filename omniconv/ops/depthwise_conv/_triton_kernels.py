@@ -5,7 +5,6 @@ sample, and partial sums of taps, as a sample a part. Other tuples hold one numb
 k // spread is the channel that it reads and k // fold the one that it adds to.
 """
 
-# pyright: reportAssignmentType=false, reportGeneralTypeIssues=false
 import triton
 import triton.language as tl
 
