@@ -44,9 +44,9 @@ lint: $(VENV)/.dev
 	$(BIN)/lint-imports
 	$(BIN)/python tools/licences.py
 
-# Without the trainings of fit_small_images.py, which take an hour of a quiet machine.
+# Without the trainings of fit_small_images.py, which take an hour of a quiet machine, and gpu.py, which needs a GPU.
 bench: $(VENV)/.dev
-	for script in $(filter-out benchmarks/_% benchmarks/fit_%,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
+	for script in $(filter-out benchmarks/_% benchmarks/fit_% benchmarks/gpu.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$script || exit 1; done
 	$(BIN)/python benchmarks/_table.py
 
 docs: $(VENV)/.docs

@@ -24,16 +24,24 @@ def ratios(name: str, result: dict[str, Any]) -> dict[str, list[float]]:
         }
     if name == "long_conv":
         return {what: [row[f"{what}_speedup"] for row in result["rows"]] for what in ("forward", "step")}
+    if name == "gpu":
+        found: dict[str, list[float]] = {}
+        for subject in result["wanted"]:
+            for row in result[subject]:
+                for what in ("forward", "step"):
+                    for side, ratio in row.get(what, {}).items():
+                        found.setdefault(f"{subject}: {row['ours']} {what} / {side}", []).append(ratio)
+        return found
     return {}
 
 
 def main() -> None:
-    print(f"{'benchmark':26s} {'compared':34s} {'cases':>5s} {'least':>7s} {'mean':>7s} {'most':>7s}")
+    print(f"{'benchmark':26s} {'compared':44s} {'cases':>5s} {'least':>7s} {'mean':>7s} {'most':>7s}")
     for path in sorted(RESULTS.glob("*.json")):
         for what, values in ratios(path.stem, json.loads(path.read_text())).items():
             mean = math.exp(sum(map(math.log, values)) / len(values))
             print(
-                f"{path.stem:26s} {what:34s} {len(values):5d} {min(values):7.2f} {mean:7.2f} {max(values):7.2f}"
+                f"{path.stem:26s} {what:44s} {len(values):5d} {min(values):7.2f} {mean:7.2f} {max(values):7.2f}"
             )
 
 

@@ -316,6 +316,57 @@ def _long_conv(results: dict[str, dict]) -> list[str]:
     return [*lines, ""]
 
 
+def _gpu(results: dict[str, dict]) -> list[str]:
+    if (result := results.get("gpu")) is None:
+        return []
+    subjects = {
+        "depthwise": (
+            "Depthwise convolutions in bfloat16",
+            "as fast in training steps of 13 x 13 and 31 x 31 taps, in no more than twice the floor",
+        ),
+        "long_conv": ("Long convolutions in float32", "as fast"),
+        "deform": ("DCNv4's aggregation on the maps of InternImage-T", "as fast a forward pass"),
+        "gather_host": ("Rows of a table in host memory", "as fast as the copy from pinned memory"),
+    }
+    lines = [
+        "## On a GPU", "",
+        f"{_escape(result['device'])}, torch {result['torch']}, Triton {result['triton']}, {result['date']}: how many "
+        "times as fast as what stands in the second column an implementation is, by the device's clock and with cold "
+        "caches (gathered rows by the host's clock), each in the better of its memory formats. Below 1.00 the other "
+        "one is the faster one. Then what the training step of ours takes (of gathered rows, the gather), how many "
+        "times the floor that is, the most memory that it allocates as a share of the other's, and how far outputs and "
+        "gradients are from those in a wider type. The floor is that of depthwise convolutions above, with the rates "
+        "of this device. "
+        "`python benchmarks/gpu.py`.", "",
+    ]  # fmt: skip
+    for subject, (title, goal) in subjects.items():
+        lines += [
+            f"### {title}", "", f"Wanted: {result['wanted'][subject]} times {goal}.", "",
+            "| case | against | forward | training step | ms | of the floor | memory | differ by |",
+            "| - | - | -: | -: | -: | -: | -: | -: |",
+        ]  # fmt: skip
+        for row in result[subject]:
+            if "error" in row:
+                lines.append(
+                    f"| {row['case']} | failed: {_escape(' '.join(row['error'].split()))} |" + " |" * 6
+                )
+                continue
+            for side, ratio in row["forward"].items():
+                values = (
+                    row.get("step", {}).get(side),
+                    row.get("times_floor"),
+                    row.get("memory", {}).get(side),
+                )
+                step, floor, memory = ("" if value is None else f"{value:.2f}" for value in values)
+                lines.append(
+                    f"| {row['case']} | {_escape(side)} | {ratio:.2f} | {step} "
+                    f"| {row.get('step_best_ms', row['forward_best_ms']):.3g} | {floor} | {memory} "
+                    f"| {row['difference'][row['ours']]:.0e} |"
+                )
+        lines += ["", *sorted({f"{_escape(row['note'])}." for row in result[subject] if "note" in row}), ""]
+    return lines
+
+
 def _backbones(results: dict[str, dict]) -> list[str]:
     if (result := results.get("backbones")) is None:
         return []
@@ -433,7 +484,7 @@ def benchmarks_page() -> str:
             "What users would run instead stands beside ours, in one process. Times of CPUs are given as ratios, "
             f"for they tell more about the machine than about the code ({one['threads']} threads of "
             f"{_escape(one['machine'])}, torch {one['torch']}).", "",
-            *_depthwise(results), *_long_conv(results), *_networks(results), *_backbones(results),
+            *_depthwise(results), *_long_conv(results), *_gpu(results), *_networks(results), *_backbones(results),
             *_small_images(results), *_deployed(results),
             *_compression(results), *_structured(results), *_split(results),
         ]
