@@ -135,11 +135,12 @@ class Table:
             key = _signature(call)
             if key is None:
                 return self._cheapest(call)
-            if key not in self.kept:
+            chosen = self.kept.get(key)
+            if chosen is None:
                 if len(self.kept) >= _MOST_KEPT:
                     self.kept.clear()
-                self.kept[key] = self._cheapest(call)
-            return self.kept[key]
+                chosen = self.kept[key] = self._cheapest(call)
+            return chosen
         for row in self.implementations:
             if row.name == impl:
                 reason = row.supports(*call)

@@ -9,8 +9,6 @@ Arrays are pixel-major: x (N, H, W, G, D) with the D channels of each of G group
 they are added up.
 """
 
-# Kernels call one another, which Python on its own may not.
-
 from collections.abc import Sequence
 from typing import Any
 
