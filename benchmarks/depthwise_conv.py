@@ -126,7 +126,6 @@ def steps(case: Shape, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
             return torch.autograd.grad(depthwise_conv(x, w, **how, impl=impl), (x, w), g)
 
         found[f"torch {name}"] = lambda step=step: step("torch")
-        found[f"direct {name}"] = lambda step=step: step("direct")
         found[f"auto {name}"] = lambda step=step: step("auto")
         found[f"chosen {name}"] = explain(depthwise_conv, leaf, weight, **how).chosen
     return found
@@ -162,7 +161,7 @@ def main() -> None:
         chosen = {k.removeprefix("chosen "): calls.pop(k) for k in list(calls) if k.startswith("chosen")}
         times = measure(calls)
         best = {side: min((t, n.split()[1]) for n, t in times.items() if n.startswith(side))
-                for side in ("torch", "direct", "auto")}  # fmt: skip
+                for side in ("torch", "auto")}  # fmt: skip
         outputs = math.prod(shape) // stride ** len(kernel)
         taps = shape[0] * shape[1] * math.prod(
             met_taps(size, k, stride, dilation) for size, k in zip(shape[2:], kernel, strict=True)
@@ -174,15 +173,13 @@ def main() -> None:
             "milliseconds": {name: round(1e3 * t, 4) for name, t in times.items()},
             "chosen": chosen[best["auto"][1]], "format": best["auto"][1],
             "speedup": round(best["torch"][0] / best["auto"][0], 3),
-            "speedup_direct": round(best["torch"][0] / best["direct"][0], 3),
             "floor_ms": round(1e3 * floor, 4), "memory": round(memory["auto"] / memory["torch"], 3),
         }  # fmt: skip
         rows.append(row)
         size = "x".join(map(str, shape))
         print(
             f"{network:22s} {size:18s} {'x'.join(map(str, kernel)):7s} s{stride} d{dilation:<4d}"
-            f"torch {1e3 * best['torch'][0]:9.2f} ms  direct {1e3 * best['direct'][0]:8.2f}  "
-            f"auto {1e3 * best['auto'][0]:8.2f}  floor {1e3 * floor:7.2f}  "
+            f"torch {1e3 * best['torch'][0]:9.2f} ms  auto {1e3 * best['auto'][0]:8.2f}  floor {1e3 * floor:7.2f}  "
             f"{row['speedup']:7.2f} x  ({row['chosen']}, channels-{row['format']}), memory {row['memory']:.2f}",
             flush=True,
         )

@@ -1,6 +1,6 @@
 """README and documentation show commands, options and code that exist."""
 
-import importlib.util
+import importlib
 import re
 import shlex
 import textwrap
@@ -86,12 +86,9 @@ def test_the_commands_are_found_at_all():
 
 @pytest.fixture(scope="module")
 def generate():
-    spec = importlib.util.spec_from_file_location("generate", ROOT / "docs" / "generate.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(ROOT / "docs")
+        return importlib.import_module("generate")
 
 
 def test_every_paper_gets_a_page_that_the_index_links(generate):

@@ -24,9 +24,9 @@ from numba.extending import intrinsic
 VECTOR = 64
 """Bytes of a vector."""
 
-_INT: Any = ir.IntType(64)
+INT: Any = ir.IntType(64)
 # llvmlite has no types that a checker could follow.
-_TYPES: dict[torch.dtype, tuple[Any, Any]] = {
+TYPES: dict[torch.dtype, tuple[Any, Any]] = {
     # How numbers are kept, and how they are computed with. LLVM's bfloat is missing from llvmlite.
     torch.float32: (ir.FloatType(), ir.FloatType()),
     torch.float64: (ir.DoubleType(), ir.DoubleType()),
@@ -44,11 +44,11 @@ def _at(builder: Any, address: Any, type: Any) -> Any:
     return builder.inttoptr(address, type.as_pointer())
 
 
-def _load(builder: Any, address: Any, type: Any) -> Any:
+def load_vector(builder: Any, address: Any, type: Any) -> Any:
     return builder.load(_at(builder, address, type), align=1)
 
 
-def _store(builder: Any, value: Any, address: Any) -> None:
+def store_vector(builder: Any, value: Any, address: Any) -> None:
     builder.store(value, _at(builder, address, value.type), align=1)
 
 
@@ -92,7 +92,7 @@ def _narrow(builder: Any, value: Any, dtype: torch.dtype, width: int) -> Any:
     return value
 
 
-def _void(count: int, body: Callable[[Any, Any], None]) -> Any:
+def make_intrinsic(count: int, body: Callable[[Any, Any], None]) -> Any:
     """Make an intrinsic of `count` int64 arguments from a function that emits its code."""
     parameters = ", ".join(f"a{index}" for index in range(count))
     scope: dict[str, Any] = {"body": body, "types": types}
@@ -111,13 +111,22 @@ def _void(count: int, body: Callable[[Any, Any], None]) -> Any:
 @cache
 def clear(dtype: torch.dtype) -> Any:
     """Return `clear(address)`: one vector of zeros."""
-    vector = ir.VectorType(_TYPES[dtype][1], lanes(dtype))
-    return _void(1, lambda builder, args: _store(builder, ir.Constant(vector, None), args[0]))
+    vector = ir.VectorType(TYPES[dtype][1], lanes(dtype))
+    return make_intrinsic(1, lambda builder, args: store_vector(builder, ir.Constant(vector, None), args[0]))
+
+
+@cache
+def copy(dtype: torch.dtype) -> Any:
+    """Return `copy(to, from)`: one vector."""
+    vector = ir.VectorType(TYPES[dtype][1], lanes(dtype))
+    return make_intrinsic(
+        2, lambda builder, args: store_vector(builder, load_vector(builder, args[1], vector), args[0])
+    )
 
 
 def _some(builder: Any, count: Any, width: int) -> Any:
     """Return a mask of the first `count` of `width` numbers."""
-    whole = ir.VectorType(_INT, width)
+    whole = ir.VectorType(INT, width)
     one = builder.insert_element(ir.Constant(whole, ir.Undefined), count, ir.Constant(ir.IntType(32), 0))
     zeros = ir.Constant(ir.VectorType(ir.IntType(32), width), [0] * width)
     all_of_them = builder.shuffle_vector(one, one, zeros)
@@ -157,23 +166,27 @@ def move(dtype: torch.dtype, *, load: bool, width: int) -> Any:
         load: from the maps into vectors, or back.
         width: 1, or all lanes, of which the first `count` are in the map.
     """
-    kept, computed = (_like(type, width) for type in _TYPES[dtype])
+    kept, computed = (_like(type, width) for type in TYPES[dtype])
 
     def body(builder: Any, args: Any) -> None:
         to, source, count = args
         if width == 1:
             if load:
-                _store(builder, _widen(builder, _load(builder, source, kept), dtype, width), to)
+                store_vector(builder, _widen(builder, load_vector(builder, source, kept), dtype, width), to)
             else:
-                _store(builder, _narrow(builder, _load(builder, source, computed), dtype, width), to)
+                store_vector(
+                    builder, _narrow(builder, load_vector(builder, source, computed), dtype, width), to
+                )
             return
         mask = _some(builder, count, width)
         if load:
-            _store(builder, _widen(builder, _load_some(builder, source, kept, mask), dtype, width), to)
+            store_vector(builder, _widen(builder, _load_some(builder, source, kept, mask), dtype, width), to)
         else:
-            _store_some(builder, _narrow(builder, _load(builder, source, computed), dtype, width), to, mask)
+            _store_some(
+                builder, _narrow(builder, load_vector(builder, source, computed), dtype, width), to, mask
+            )
 
-    return _void(3, body)
+    return make_intrinsic(3, body)
 
 
 @cache
@@ -188,7 +201,7 @@ def transpose(dtype: torch.dtype, *, load: bool) -> Any:
         load: from the map into vectors, or back.
     """
     width = lanes(dtype)
-    kept, computed = (ir.VectorType(type, width) for type in _TYPES[dtype])
+    kept, computed = (ir.VectorType(type, width) for type in TYPES[dtype])
 
     def exchange(builder: Any, rows: list[Any]) -> list[Any]:
         # Exchange blocks off the diagonal, of half the size every time.
@@ -211,10 +224,10 @@ def transpose(dtype: torch.dtype, *, load: bool) -> Any:
         none = ir.Constant(mask.type, None)
 
         def address(start: Any, step: Any, index: int) -> Any:
-            return builder.add(start, builder.mul(step, ir.Constant(_INT, index)))
+            return builder.add(start, builder.mul(step, ir.Constant(INT, index)))
 
         def inside(index: int, count: Any) -> Any:
-            return builder.icmp_signed("<", ir.Constant(_INT, index), count)
+            return builder.icmp_signed("<", ir.Constant(INT, index), count)
 
         if load:
             rows = []
@@ -224,19 +237,19 @@ def transpose(dtype: torch.dtype, *, load: bool) -> Any:
                 rows.append(_widen(builder, value, dtype, width))
             for pixel, value in enumerate(exchange(builder, rows)):
                 with builder.if_then(inside(pixel, pixels), likely=True):
-                    _store(builder, value, address(vectors, spacing, pixel))
+                    store_vector(builder, value, address(vectors, spacing, pixel))
             return
         columns = []
         for pixel in range(width):
             # Beyond the last pixel the first one stands in, so that nothing else is read.
-            index = builder.select(inside(pixel, pixels), ir.Constant(_INT, pixel), ir.Constant(_INT, 0))
-            columns.append(_load(builder, builder.add(vectors, builder.mul(spacing, index)), computed))
+            index = builder.select(inside(pixel, pixels), ir.Constant(INT, pixel), ir.Constant(INT, 0))
+            columns.append(load_vector(builder, builder.add(vectors, builder.mul(spacing, index)), computed))
         for channel, value in enumerate(exchange(builder, columns)):
             with builder.if_then(inside(channel, channels), likely=True):
                 narrow = _narrow(builder, value, dtype, width)
                 _store_some(builder, narrow, address(map, row, channel), mask)
 
-    run = _void(6, body)
+    run = make_intrinsic(6, body)
 
     @cfunc(types.void(*[types.int64] * 6))
     def turn(vectors, spacing, map, row, pixels, channels):
@@ -270,42 +283,106 @@ def accumulate(dtype: torch.dtype, count: int, spacing: int, *, keep: bool) -> A
         spacing: bytes.
         keep: whether the sums go on from what is in memory; `start` is not read then.
     """
-    vector = ir.VectorType(_TYPES[dtype][1], lanes(dtype))
+    vector = ir.VectorType(TYPES[dtype][1], lanes(dtype))
     name = f"llvm.fma.v{lanes(dtype)}f{512 // lanes(dtype)}"
 
     def body(builder: Any, args: Any) -> None:
         fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
         sums, start, a, b, *loops = args
         registers = [cgutils.alloca_once(builder, vector) for _ in range(count)]
-        places = [builder.add(sums, ir.Constant(_INT, VECTOR * k)) for k in range(count)]
-        first = None if keep else _load(builder, start, vector)
+        places = [builder.add(sums, ir.Constant(INT, VECTOR * k)) for k in range(count)]
+        first = None if keep else load_vector(builder, start, vector)
         for register, place in zip(registers, places, strict=True):
-            builder.store(_load(builder, place, vector) if first is None else first, register)
+            builder.store(load_vector(builder, place, vector) if first is None else first, register)
 
         def nest(a: Any, b: Any, loops: list[Any]) -> None:
             if loops:
                 number, of_a, of_b, *inner = loops
-                with cgutils.for_range(builder, number, intp=_INT) as loop:
+                with cgutils.for_range(builder, number, intp=INT) as loop:
                     nest(
                         builder.add(a, builder.mul(loop.index, of_a)),
                         builder.add(b, builder.mul(loop.index, of_b)),
                         inner,
                     )
                 return
-            factor = _load(builder, b, vector)
+            factor = load_vector(builder, b, vector)
             for k, register in enumerate(registers):
-                other = _load(builder, builder.add(a, ir.Constant(_INT, spacing * k)), vector)
+                other = load_vector(builder, builder.add(a, ir.Constant(INT, spacing * k)), vector)
                 builder.store(builder.call(fma, [other, factor, builder.load(register)]), register)
 
         nest(a, b, loops)
         for register, place in zip(registers, places, strict=True):
-            _store(builder, builder.load(register), place)
+            store_vector(builder, builder.load(register), place)
 
-    run = _void(_LOOPS, body)
+    run = make_intrinsic(_LOOPS, body)
 
     @cfunc(types.void(*[types.int64] * _LOOPS))
     def loops(sums, start, a, b, n0, a0, b0, n1, a1, b1, n2, a2, b2):
         run(sums, start, a, b, n0, a0, b0, n1, a1, b1, n2, a2, b2)
+
+    return loops
+
+
+_PRODUCTS = 10
+"""How many arguments the innermost loops of complex numbers take."""
+
+
+@cache
+def correlate(dtype: torch.dtype, count: int, *, keep: bool) -> Any:
+    r"""Return the compiled loops that sum up products of spectra, to be called with `call_correlate`.
+
+    `(sums, start, a, b, n0, a0, b0, n1, a1, b1)` computes `count` complex vectors that lie side by side
+
+    .. math:: \mathrm{sums}_k = \mathrm{start} + \sum_{i,j} a_{i,j,k} \, \overline{b_{i,j}}
+
+    where a moves by a0 and a1 bytes with i < n0 and j < n1, and by one vector with k, and b by b0 and b1. A complex
+    vector is one of real parts and one of imaginary parts, side by side. Every vector is loaded for two products.
+
+    Args:
+        dtype: what is computed in, float32 or float64.
+        count: sums, two registers each.
+        keep: whether the sums go on from what is in memory; `start` is not read then.
+    """
+    vector = ir.VectorType(TYPES[dtype][1], lanes(dtype))
+    name = f"llvm.fma.v{lanes(dtype)}f{512 // lanes(dtype)}"
+
+    def body(builder: Any, args: Any) -> None:
+        fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
+        sums, start, a, b, n0, a0, b0, n1, a1, b1 = args
+        registers = [cgutils.alloca_once(builder, vector) for _ in range(2 * count)]
+
+        def part(address: Any, index: int) -> Any:
+            return builder.add(address, ir.Constant(INT, VECTOR * index))
+
+        first = None if keep else [load_vector(builder, part(start, of), vector) for of in (0, 1)]
+        for index, register in enumerate(registers):
+            value = first[index % 2] if first else load_vector(builder, part(sums, index), vector)
+            builder.store(value, register)
+        with (
+            cgutils.for_range(builder, n0, intp=INT) as outer,
+            cgutils.for_range(builder, n1, intp=INT) as inner,
+        ):
+            i, j = outer.index, inner.index
+            at_a = builder.add(a, builder.add(builder.mul(i, a0), builder.mul(j, a1)))
+            at_b = builder.add(b, builder.add(builder.mul(i, b0), builder.mul(j, b1)))
+            b_re, b_im = (load_vector(builder, part(at_b, of), vector) for of in (0, 1))
+            negative = builder.fneg(b_im)
+            for k in range(count):
+                a_re, a_im = (load_vector(builder, part(at_a, 2 * k + of), vector) for of in (0, 1))
+                for register, one, other in (
+                    (registers[2 * k], b_re, b_im),
+                    (registers[2 * k + 1], negative, b_re),
+                ):
+                    total = builder.call(fma, [a_re, one, builder.load(register)])
+                    builder.store(builder.call(fma, [a_im, other, total]), register)
+        for index, register in enumerate(registers):
+            store_vector(builder, builder.load(register), part(sums, index))
+
+    run = make_intrinsic(_PRODUCTS, body)
+
+    @cfunc(types.void(*[types.int64] * _PRODUCTS))
+    def loops(sums, start, a, b, n0, a0, b0, n1, a1, b1):
+        run(sums, start, a, b, n0, a0, b0, n1, a1, b1)
 
     return loops
 
@@ -318,21 +395,24 @@ def call(count: int) -> Any:
     """
 
     def body(builder: Any, args: Any) -> None:
-        function = ir.FunctionType(ir.VoidType(), [_INT] * count)
+        function = ir.FunctionType(ir.VoidType(), [INT] * count)
         builder.call(builder.inttoptr(args[0], function.as_pointer()), args[1:])
 
-    return _void(count + 1, body)
+    return make_intrinsic(count + 1, body)
 
 
 call_accumulate: Any = call(_LOOPS)
 """Call what `accumulate` returned, given its address and its arguments."""
+
+call_correlate: Any = call(_PRODUCTS)
+"""Call what `correlate` returned, given its address and its arguments."""
 
 
 def _atomic_next(typing, address):
     """Return the int64 at `address` and add one to it, at once for all threads."""
 
     def codegen(context, builder, signature, args):
-        return builder.atomic_rmw("add", _at(builder, args[0], _INT), ir.Constant(_INT, 1), "monotonic")
+        return builder.atomic_rmw("add", _at(builder, args[0], INT), ir.Constant(INT, 1), "monotonic")
 
     return types.int64(types.int64), codegen
 

@@ -18,7 +18,7 @@ def test_some_channels_of_a_map_have_its_format(shape):
             assert (memory_format(part) == LAST) == seen.is_contiguous(memory_format=LAST)
 
 
-@pytest.mark.parametrize("impl", ["torch", "channels_last", "direct"])
+@pytest.mark.parametrize("impl", ["torch", "channels_last", "direct", "fft"])
 def test_branches_answer_in_the_format_of_their_slice(impl):
     x = torch.randn(2, 12, 9, 11).contiguous(memory_format=LAST)[:, 4:8]
     y = depthwise_conv(x, torch.randn(4, 1, 3, 3), padding=1, impl=impl)

@@ -8,7 +8,7 @@ from llvmlite import ir
 from numba import cfunc, types
 from numba.core import cgutils
 
-from omniconv.ops._simd import _INT, _TYPES, _load, _store, _void, call, lanes
+from omniconv.ops._simd import INT, TYPES, call, lanes, load_vector, make_intrinsic, store_vector
 
 _ARGUMENTS = 14
 
@@ -29,16 +29,16 @@ def make_sums(dtype: torch.dtype, count: int, numbers: Literal["a", "b"]) -> Any
         count: sums, fewer than there are registers.
         numbers: which are numbers.
     """
-    vector, number = ir.VectorType(_TYPES[dtype][1], lanes(dtype)), _TYPES[dtype][1]
+    vector, number = ir.VectorType(TYPES[dtype][1], lanes(dtype)), TYPES[dtype][1]
     every = ir.Constant(ir.VectorType(ir.IntType(32), lanes(dtype)), None)
     undefined = ir.Constant(vector, ir.Undefined)
     name = f"llvm.fma.v{lanes(dtype)}f{512 // lanes(dtype)}"
 
     def read(builder: Any, address: Any, operand: str) -> Any:
         if operand != numbers:
-            return _load(builder, address, vector)
+            return load_vector(builder, address, vector)
         one = builder.insert_element(
-            undefined, _load(builder, address, number), ir.Constant(ir.IntType(32), 0)
+            undefined, load_vector(builder, address, number), ir.Constant(ir.IntType(32), 0)
         )
         return builder.shuffle_vector(one, undefined, every)
 
@@ -46,14 +46,14 @@ def make_sums(dtype: torch.dtype, count: int, numbers: Literal["a", "b"]) -> Any
         fma = cgutils.get_or_insert_function(builder.module, ir.FunctionType(vector, [vector] * 3), name)
         sums, pitch, a, apart, b, *loops = args
         registers = [cgutils.alloca_once(builder, vector) for _ in range(count)]
-        steps = [builder.mul(apart, ir.Constant(_INT, k)) for k in range(count)]
+        steps = [builder.mul(apart, ir.Constant(INT, k)) for k in range(count)]
         for register in registers:
             builder.store(ir.Constant(vector, None), register)
 
         def nest(a: Any, b: Any, loops: list[Any]) -> None:
             if loops:
                 number, of_a, of_b, *inner = loops
-                with cgutils.for_range(builder, number, intp=_INT) as loop:
+                with cgutils.for_range(builder, number, intp=INT) as loop:
                     nest(
                         builder.add(a, builder.mul(loop.index, of_a)),
                         builder.add(b, builder.mul(loop.index, of_b)),
@@ -67,10 +67,10 @@ def make_sums(dtype: torch.dtype, count: int, numbers: Literal["a", "b"]) -> Any
 
         nest(a, b, loops)
         for k, register in enumerate(registers):
-            place = builder.add(sums, builder.mul(pitch, ir.Constant(_INT, k)))
-            _store(builder, builder.load(register), place)
+            place = builder.add(sums, builder.mul(pitch, ir.Constant(INT, k)))
+            store_vector(builder, builder.load(register), place)
 
-    run = _void(_ARGUMENTS, body)
+    run = make_intrinsic(_ARGUMENTS, body)
 
     @cfunc(types.void(*[types.int64] * _ARGUMENTS))
     def loops(sums, pitch, a, apart, b, n0, a0, b0, n1, a1, b1, n2, a2, b2):

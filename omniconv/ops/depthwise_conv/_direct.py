@@ -1,26 +1,14 @@
-"""Direct loops over vectors of channels, for CPUs: any number of axes, stride, dilation, padding and type.
-
-Every gradient is one of two sums. The convolution of a map whose pixels lie `gap` apart,
-
-    y[n, c, o] = sum over u of  w[c, u] X[n, c, stride o + dilation u - padding],   X[gap i] = x[i], else 0,
-
-has as its gradient with respect to x another one with stride and gap exchanged and the kernel flipped, and with
-respect to w
-
-    dw[c, u] = sum over n, o of  X[n, c, stride o + dilation u - padding] g[n, c, o],
-
-whose own gradients are convolutions again. So derivatives of every order run on these two kernels.
-"""
+"""Direct loops over vectors of channels, for CPUs: any number of axes, stride, dilation, padding and type."""
 
 import math
 from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from omniconv.ops.depthwise_conv._sums import differentiable, empty_map, output_size, repeat_channels
 from omniconv.ops.dispatch import needs_grad, transformed
 from omniconv.ops.memory_format import memory_format
 
@@ -39,7 +27,7 @@ _HANDING, _CALLING = 2, 15
 
 
 @lru_cache(4096)
-def _width(length: int, starts: int, most: int, met: tuple[int, int, int, int]) -> int:
+def register_width(length: int, starts: int, most: int, met: tuple[int, int, int, int]) -> int:
     """Return how many neighbouring sums the registers should hold.
 
     The more there are, the rarer is the operand that they share, but the more of them wait while the first or the last
@@ -113,7 +101,8 @@ class _Layout:
 
     def scratch(self) -> int:
         """Return the bytes of scratch memory that a thread needs."""
-        return 64 * (self._box() + self.outputs() + self.axes[2][1] + 8)
+        row = self.axes[2][1] // self.tiles[2] + 1
+        return 64 * (self._box() + max(self.outputs(), 16 * row) + row)
 
     def strides(self, t: Tensor) -> list[int]:
         """Return a map's strides in bytes: samples, channels, axes."""
@@ -134,13 +123,8 @@ class _Layout:
         ]
 
 
-def _threads(work: float) -> int:
+def thread_count(work: float) -> int:
     return max(1, min(torch.get_num_threads(), int(work / _WORTH_A_THREAD) + 1))
-
-
-def _empty(x: Tensor, shape: Sequence[int]) -> Tensor:
-    """Return an empty map in the type and memory format of `x`."""
-    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=memory_format(x))
 
 
 def _run_convolve(
@@ -155,11 +139,12 @@ def _run_convolve(
     flip: bool,
 ) -> Tensor:
     from omniconv.ops._simd import VECTOR, accumulate, lanes, run_parallel
-    from omniconv.ops.depthwise_conv._direct_kernels import convolve_kernel, weight_packing
+    from omniconv.ops.depthwise_conv._direct_kernels import convolve_kernel
+    from omniconv.ops.depthwise_conv._packing import weight_packing
 
     n, channels = x.shape[:2]
-    layout = _Layout(x, size, weight.shape[2:], stride, padding, dilation, gap)
-    y = _empty(x, (n, channels, *size))
+    layout = _Layout(x, size[1:], weight.shape[2:], stride, padding, dilation, gap)
+    y = empty_map(x, (n, *size))
     if y.numel() == 0:
         return y
     width = lanes(x.dtype)
@@ -169,15 +154,15 @@ def _run_convolve(
     start = packed.data_ptr() + blocks * taps * VECTOR
     bias = None if bias is None else bias.to(x.dtype).contiguous()
     weight_packing(x.dtype)[0](
-        packed.data_ptr(), start, channels, weight.data_ptr(), 0 if bias is None else bias.data_ptr(), flip,
-        *layout.taps(weight),
+        packed.data_ptr(), layout.axes[2][2], start, channels, weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(), flip, *layout.taps(weight),
     )  # fmt: skip
     last = layout.axes[2]
     size2, _, kernel2, stride2, padding2, dilation2, gap2 = last
     met = (padding2, (size2 - 1) * gap2 + padding2, stride2, dilation2)
-    count = _width(last[1] // layout.tiles[2], kernel2, _MOST_SUMS, met)
+    count = register_width(last[1] // layout.tiles[2], kernel2, _MOST_SUMS, met)
     loops = accumulate(computed, count, last[3] * VECTOR, keep=False)
-    threads = _threads(y.numel() * taps)
+    threads = thread_count(y.numel() * taps)
     scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
     table = [
         threads, scratch.data_ptr(), layout.scratch(), n, channels, 1,
@@ -198,7 +183,8 @@ def _run_weight(
     gap: Sequence[int],
 ) -> Tensor:
     from omniconv.ops._simd import VECTOR, accumulate, lanes, run_parallel
-    from omniconv.ops.depthwise_conv._direct_kernels import weight_kernel, weight_packing
+    from omniconv.ops.depthwise_conv._direct_kernels import weight_kernel
+    from omniconv.ops.depthwise_conv._packing import weight_packing
 
     n, channels = x.shape[:2]
     width = lanes(x.dtype)
@@ -206,10 +192,10 @@ def _run_weight(
     last = layout.axes[2]
     size2, out2, real, stride2, padding2, dilation2, gap2 = last
     met = (padding2, (size2 - 1) * gap2 + padding2, dilation2, stride2)
-    count = _width(real, out2, _MOST_SUMS - 2, met)
+    count = register_width(real, out2, _MOST_SUMS - 2, met)
     last[2] = math.ceil(real / count) * count
     blocks = math.ceil(channels / width)
-    threads = _threads(grad.numel() * math.prod(kernel)) if grad.numel() else 1
+    threads = thread_count(grad.numel() * math.prod(kernel)) if grad.numel() else 1
     # Few blocks are cut along the samples too; the number of parts depends on nothing but sizes and threads, so
     # that the sums are the same bit for bit every time.
     parts = max(1, min(n * math.prod(layout.tiles), threads if blocks % threads else 1))
@@ -229,125 +215,15 @@ def _run_weight(
     return found
 
 
-def _mirrored(padding: Sequence[int], dilation: Sequence[int], kernel: Sequence[int]) -> list[int]:
-    """Return the padding of the convolution that is the gradient of another one's input."""
-    return [d * (k - 1) - p for p, d, k in zip(padding, dilation, kernel, strict=True)]
-
-
-def _save_convolve(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.sizes = inputs[4:]
-
-
-def _backward_convolve(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (x, weight), (stride, padding, dilation, gap, flip) = ctx.saved_tensors, ctx.sizes
-    kernel = weight.shape[2:]
-    of_x = of_weight = of_bias = None
-    if ctx.needs_input_grad[0]:
-        mirrored = _mirrored(padding, dilation, kernel)
-        of_x = _convolve(grad, weight, None, x.shape[2:], gap, mirrored, dilation, stride, not flip)
-    if ctx.needs_input_grad[1]:
-        of_weight = weight_gradient(x, grad, kernel, stride, padding, dilation, gap)
-        if flip:
-            of_weight = of_weight.flip(tuple(range(2, weight.ndim)))
-    if ctx.needs_input_grad[2]:
-        of_bias = grad.sum((0, *range(2, grad.ndim)))
-    return of_x, of_weight, of_bias, None, None, None, None, None, None
-
-
-def _save_weight(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.sizes = inputs[2:]
-
-
-def _backward_weight(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:
-    (x, grad), (kernel, stride, padding, dilation, gap) = ctx.saved_tensors, ctx.sizes
-    of_x = of_grad = None
-    if ctx.needs_input_grad[0]:
-        mirrored = _mirrored(padding, dilation, kernel)
-        of_x = _convolve(grad, change, None, x.shape[2:], gap, mirrored, dilation, stride, True)
-    if ctx.needs_input_grad[1]:
-        of_grad = _convolve(x, change, None, grad.shape[2:], stride, padding, dilation, gap, False)
-    return of_x, of_grad, None, None, None, None, None
-
-
-# Compiled and exported programs call operators that torch knows by name; eager programs call the same functions
-# without what torch's registry adds to every call, which for small maps is more than the call itself.
-_convolve_op = torch.library.custom_op(
-    "omniconv::depthwise_convolve", _run_convolve, mutates_args=(), device_types="cpu"
-)
-_weight_op = torch.library.custom_op(
-    "omniconv::depthwise_weight", _run_weight, mutates_args=(), device_types="cpu"
-)
-_convolve_op.register_autograd(_backward_convolve, setup_context=_save_convolve)
-_weight_op.register_autograd(_backward_weight, setup_context=_save_weight)
-
-
-@_convolve_op.register_fake
-def _(x, weight, bias, size, stride, padding, dilation, gap, flip):
-    return _empty(x, (*x.shape[:2], *size))
-
-
-@_weight_op.register_fake
-def _(x, grad, kernel, stride, padding, dilation, gap):
-    return x.new_empty((x.shape[1], 1, *kernel))
-
-
-class _EagerConvolve(torch.autograd.Function):
-    # A separate setup_context would have torch inspect the signature at every call.
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _save_convolve(ctx, inputs, y := _run_convolve(*inputs))
-        return y
-
-    backward: Any = staticmethod(_backward_convolve)
-
-
-class _EagerWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, *inputs: Any) -> Tensor:
-        _save_weight(ctx, inputs, found := _run_weight(*inputs))
-        return found
-
-    backward: Any = staticmethod(_backward_weight)
-
-
-def _traced(x: Tensor) -> bool:
-    return torch.compiler.is_compiling() or type(x) not in (Tensor, torch.nn.Parameter)
-
-
-def _convolve(x: Tensor, *others: Any) -> Tensor:
-    return _convolve_op(x, *others) if _traced(x) else _EagerConvolve.apply(x, *others)
-
-
-def weight_gradient(x: Tensor, *others: Any) -> Tensor:
-    """Return the gradient of the weight, given x, that of the output, kernel, stride, padding, dilation and gap."""
-    return _weight_op(x, *others) if _traced(x) else _EagerWeight.apply(x, *others)
-
-
-def _repeat(x: Tensor, times: int) -> Tensor:
-    """Return every channel several times, side by side, in the memory format of `x`, which its gradient keeps too."""
-    if memory_format(x) == torch.contiguous_format:
-        return x.repeat_interleave(times, 1)
-    x = x.movedim(1, -1).unsqueeze(-1)
-    return x.expand(*x.shape[:-1], times).flatten(-2).movedim(-1, 1)
+_convolve, weight_gradient = differentiable("direct", _run_convolve, _run_weight, "cpu")
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:
     """Compute with the direct kernels."""
-    multiplier = weight.shape[0] // x.shape[1]
-    if multiplier > 1:
-        x = _repeat(x, multiplier)
-    size = [
-        (s + 2 * p - d * (k - 1) - 1) // step + 1
-        for s, p, d, k, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-    ]
-    if min(size) < 1:
-        raise ValueError(
-            f"the kernel must fit into the padded map: got kernel {tuple(weight.shape[2:])}, dilation {dilation}, "
-            f"map {tuple(x.shape[2:])} and padding {padding}"
-        )
-    return _convolve(x, weight, bias, size, stride, padding, dilation, [1] * len(size), False)
+    x = repeat_channels(x, weight.shape[0] // x.shape[1])
+    size = output_size(x, weight, stride, padding, dilation)
+    once = [1] * len(size)
+    return _convolve(x, weight, bias, [x.shape[1], *size], stride, padding, dilation, once, False)
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:
@@ -382,6 +258,10 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     copied = 1.8e-10 if weight.shape[-1] == longest else 3e-10
     once = 7e-5 + copied * (x.numel() + planes * outputs) + planes * (outputs * taps / 8e10 + 1.4e-9 * rows)
     if (multiplier := weight.shape[0] // x.shape[1]) > 1:
-        # Every channel is copied for each of its kernels, and the gradients of the copies are summed.
-        once += (5e-10 if memory_format(x) == torch.contiguous_format else 1.1e-9) * multiplier * x.numel()
+        once += copying(x, multiplier)
     return 3 * once if needs_grad(x, weight) else once
+
+
+def copying(x: Tensor, times: int) -> float:
+    """Return about how many seconds it takes to copy every channel several times and to sum the copies' gradients."""
+    return (5e-10 if memory_format(x) == torch.contiguous_format else 1.1e-9) * times * x.numel()

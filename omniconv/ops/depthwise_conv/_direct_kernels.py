@@ -16,21 +16,11 @@ import math
 from functools import cache
 from typing import Any
 
-import numpy as np
 import torch
-from numba import carray, cfunc, njit, types
+from numba import njit
 
-from omniconv.ops._simd import (
-    VECTOR,
-    as_pointer,
-    atomic_next,
-    call,
-    call_accumulate,
-    clear,
-    lanes,
-    move,
-    transpose,
-)
+from omniconv.ops._simd import VECTOR, call, call_accumulate, clear, lanes
+from omniconv.ops.depthwise_conv._packing import ceil_div, map_packing, parallel_kernel
 
 # What the table of a kernel holds from element 1 on; AXIS stands three times, one for every axis.
 HEAD = (
@@ -78,170 +68,6 @@ def _pixels(first, last, kernel, stride, padding, dilation, gap, size):
     return low, max(low, min(high, size))
 
 
-@njit
-def _ceil(a, b):
-    return -((-a) // b)
-
-
-@cache
-def _packing(dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the compiled functions that copy a box of a map into a buffer, and a row of a buffer into a map."""
-    full, kept = lanes(dtype), dtype.itemsize
-    computed = VECTOR // full
-    zero, load, load_one = clear(dtype), move(dtype, load=True, width=full), move(dtype, load=True, width=1)
-    store, store_one = move(dtype, load=False, width=full), move(dtype, load=False, width=1)
-    turn, turn_in, turn_out = (
-        call(6),
-        transpose(dtype, load=True).address,
-        transpose(dtype, load=False).address,
-    )
-
-    @cfunc(types.void(*[types.int64] * 15))
-    def pack(
-        buffer, width, base, gap, size, x, of_c, of_0, of_1, of_2, low_0, high_0, low_1, high_1, channels
-    ):
-        first = max(0, _ceil(base, gap))
-        last = max(first, min(size, (base + width - 1) // gap + 1))
-        rows, row = high_1 - low_1, width * VECTOR
-        start = buffer + (first * gap - base) * VECTOR
-        for line in range((high_0 - low_0) * rows):
-            at = buffer + line * row
-            if gap == 1:
-                for column in range(first - base):
-                    zero(at + column * VECTOR)
-                for column in range(last - base, width):
-                    zero(at + column * VECTOR)
-            else:
-                for column in range(width):
-                    zero(at + column * VECTOR)
-        for i in range(low_0, high_0):
-            plane = start + (i - low_0) * rows * row
-            source = x + i * of_0 + low_1 * of_1 + first * of_2
-            if of_c == kept:
-                for j in range(rows):
-                    for k in range(last - first):
-                        load(plane + j * row + k * gap * VECTOR, source + j * of_1 + k * of_2, channels)
-            elif of_2 == kept:
-                for j in range(rows):
-                    for k in range(0, last - first, full):
-                        turn(
-                            turn_in, plane + j * row + k * gap * VECTOR, gap * VECTOR,
-                            source + j * of_1 + k * of_2, of_c, min(full, last - first - k), channels,
-                        )  # fmt: skip
-            elif of_1 == kept:
-                for k in range(last - first):
-                    for j in range(0, rows, full):
-                        turn(
-                            turn_in, plane + j * row + k * gap * VECTOR, row, source + j * of_1 + k * of_2, of_c,
-                            min(full, rows - j), channels,
-                        )  # fmt: skip
-            else:
-                for j in range(rows):
-                    for lane in range(channels):
-                        to, one = plane + j * row + lane * computed, source + j * of_1 + lane * of_c
-                        for k in range(last - first):
-                            load_one(to + k * gap * VECTOR, one + k * of_2, 1)
-
-    @cfunc(types.void(*[types.int64] * 6))
-    def unpack(buffer, count, y, of_c, of_2, channels):
-        if of_c == kept:
-            for k in range(count):
-                store(y + k * of_2, buffer + k * VECTOR, channels)
-        elif of_2 == kept:
-            for k in range(0, count, full):
-                turn(
-                    turn_out, buffer + k * VECTOR, VECTOR, y + k * of_2, of_c, min(full, count - k), channels
-                )
-        else:
-            for lane in range(channels):
-                for k in range(count):
-                    store_one(y + lane * of_c + k * of_2, buffer + k * VECTOR + lane * computed, 1)
-
-    return pack, unpack
-
-
-@cache
-def weight_packing(dtype: torch.dtype) -> tuple[Any, Any]:
-    """Return the functions that bring kernels (C, K0, K1, K2) into vectors of channels, and their gradient back.
-
-    Both are called with plain numbers; strides are bytes. `pack_weight` writes the taps back to front if `flip` is 1,
-    and the bias, if its address is not 0, into `start`. `unpack_weight` first adds up the parts of the sum, each of
-    which has `taps` vectors in a row of which the last axis of the kernel fills k2.
-    """
-    full, kept = lanes(dtype), dtype.itemsize
-    computed = VECTOR // full
-    zero, load, load_one = clear(dtype), move(dtype, load=True, width=full), move(dtype, load=True, width=1)
-    store_one = move(dtype, load=False, width=1)
-    turn, turn_in, turn_out = (
-        call(6),
-        transpose(dtype, load=True).address,
-        transpose(dtype, load=False).address,
-    )
-    number = types.float64 if dtype == torch.float64 else types.float32
-
-    @njit(types.void(*[types.int64] * 13))
-    def pack_weight(packed, start, channels, weight, bias, flip, of_c, of_0, of_1, of_2, k0, k1, k2):
-        step = -VECTOR if flip else VECTOR
-        for block in range((channels + full - 1) // full):
-            here = min(full, channels - block * full)
-            zero(start + block * VECTOR)
-            if bias != 0:
-                load(start + block * VECTOR, bias + block * full * kept, here)
-            for line in range(k0 * k1):
-                tap = line * k2
-                at = packed + (block * k0 * k1 * k2 + (k0 * k1 * k2 - 1 - tap if flip else tap)) * VECTOR
-                source = weight + block * full * of_c + line // k1 * of_0 + line % k1 * of_1
-                if of_2 == kept:
-                    for k in range(0, k2, full):
-                        turn(turn_in, at + k * step, step, source + k * of_2, of_c, min(full, k2 - k), here)
-                else:
-                    for k in range(k2):
-                        zero(at + k * step)
-                        for lane in range(here):
-                            load_one(at + k * step + lane * computed, source + lane * of_c + k * of_2, 1)
-
-    @njit(types.void(*[types.int64] * 12))
-    def unpack_weight(sums, parts, taps, channels, weight, of_c, of_0, of_1, of_2, k0, k1, k2):
-        blocks = (channels + full - 1) // full
-        each = blocks * k0 * k1 * taps * full
-        numbers = carray(as_pointer(sums, number), (parts, each))
-        for part in range(1, parts):
-            for i in range(each):
-                numbers[0, i] += numbers[part, i]
-        for block in range(blocks):
-            here = min(full, channels - block * full)
-            for line in range(k0 * k1):
-                at = sums + (block * k0 * k1 + line) * taps * VECTOR
-                to = weight + block * full * of_c + line // k1 * of_0 + line % k1 * of_1
-                if of_2 == kept:
-                    for k in range(0, k2, full):
-                        turn(turn_out, at + k * VECTOR, VECTOR, to + k * of_2, of_c, min(full, k2 - k), here)
-                else:
-                    for lane in range(here):
-                        for k in range(k2):
-                            store_one(to + lane * of_c + k * of_2, at + k * VECTOR + lane * computed, 1)
-
-    return pack_weight, unpack_weight
-
-
-def _kernel(share: Any) -> Any:
-    """Return the function that every thread calls: it takes shares of the work until none is left.
-
-    The shares are as many as the threads that were asked for, and what each holds does not depend on who takes it.
-    So the sums are the same bit for bit every time, and complete where fewer threads come than were asked for.
-    """
-
-    @cfunc(types.void(types.voidptr))
-    def kernel(data):
-        t = carray(data, (_LENGTH,), np.int64)
-        slot = atomic_next(t.ctypes.data)
-        while slot < t[1]:
-            share(t, slot)
-            slot = atomic_next(t.ctypes.data)
-
-    return kernel
-
-
 @cache
 def convolve_kernel(dtype: torch.dtype) -> Any:
     """Return the kernel that convolves maps of a type.
@@ -250,9 +76,9 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
     `accumulate(..., keep=False)` for `count` neighbouring outputs of the last axis, no more than its narrowest tile
     has, that lie its stride apart.
     """
-    pack, unpack = (function.address for function in _packing(dtype))
-    call_pack, call_unpack = call(15), call(6)
-    full = lanes(dtype)
+    pack, unpack = (function.address for function in map_packing(dtype))
+    call_pack, call_unpack = call(15), call(9)
+    full, kept = lanes(dtype), dtype.itemsize
 
     @njit
     def share(t, slot):
@@ -265,7 +91,9 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
         size2, out2, k2, s2, p2, d2, g2, tiles2 = _axis(t, 2)
 
         stage = scratch + slot * scratch_bytes
-        buffer = stage + (out2 // tiles2 + 1) * VECTOR
+        # Rows across which the numbers lie side by side are copied as squares.
+        group = full if y_1 == kept and y_c != kept else 1
+        buffer = stage + group * (out2 // tiles2 + 1) * VECTOR
         blocks = (channels + full - 1) // full
         tasks = samples * blocks * tiles0 * tiles1 * tiles2
         for task in range(tasks * slot // threads, tasks * (slot + 1) // threads):
@@ -307,24 +135,28 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
                     tap1, step1, n1, pixel1, move1 = _taps(o1, k1, s1, p1, d1, g1, size1)
                     start = buffer + (pixel0 - low0) * plane + (pixel1 - low1) * row
                     first = taps + (tap0 * k1 + tap1) * k2 * VECTOR
+                    place = (o1 - from1) % group
+                    into = stage + place * (to2 - from2) * VECTOR
                     o2 = from2
                     while o2 < to2:
                         o2 = min(o2, to2 - count)
                         # Taps that meet nothing but zeros under all `count` outputs are left out.
-                        low2 = max(0, _ceil(p2 - (o2 + count - 1) * s2, d2))
+                        low2 = max(0, ceil_div(p2 - (o2 + count - 1) * s2, d2))
                         high2 = min(k2, ((size2 - 1) * g2 + p2 - o2 * s2) // d2 + 1)
                         call_accumulate(
-                            loops, stage + (o2 - from2) * VECTOR, bias + block * VECTOR,
+                            loops, into + (o2 - from2) * VECTOR, bias + block * VECTOR,
                             start + ((o2 - from2) * s2 + low2 * d2) * VECTOR, first + low2 * VECTOR,
                             n0, move0 * plane, step0 * k1 * k2 * VECTOR,
                             n1, move1 * row, step1 * k2 * VECTOR,
                             max(0, high2 - low2), d2 * VECTOR, VECTOR,
                         )  # fmt: skip
                         o2 += count
-                    to = y + n * y_n + block * full * y_c + o0 * y_0 + o1 * y_1 + from2 * y_2
-                    call_unpack(unpack, stage, to2 - from2, to, y_c, y_2, here)
+                    if place == group - 1 or o1 == to1 - 1:
+                        to = y + n * y_n + block * full * y_c + o0 * y_0 + (o1 - place) * y_1 + from2 * y_2
+                        pitch = (to2 - from2) * VECTOR
+                        call_unpack(unpack, stage, pitch, place + 1, to2 - from2, to, y_c, y_1, y_2, here)
 
-    return _kernel(share)
+    return parallel_kernel(share, _LENGTH)
 
 
 @cache
@@ -335,7 +167,7 @@ def weight_kernel(dtype: torch.dtype) -> Any:
     `accumulate(..., keep=True)` for `count` neighbouring taps of the last axis, a divisor of the packed gradient's
     length along it, that lie its dilation apart.
     """
-    pack, call_pack = _packing(dtype)[0].address, call(15)
+    pack, call_pack = map_packing(dtype)[0].address, call(15)
     full = lanes(dtype)
     zero = clear(dtype)
 
@@ -410,7 +242,7 @@ def weight_kernel(dtype: torch.dtype) -> Any:
                                 )
                                 for tap in range(0, k2, count):
                                     # Outputs under which all `count` taps meet nothing but zeros are left out.
-                                    low2 = max(from2, _ceil(p2 - (tap + count - 1) * d2, s2))
+                                    low2 = max(from2, ceil_div(p2 - (tap + count - 1) * d2, s2))
                                     high2 = min(to2, ((size2 - 1) * g2 + p2 - tap * d2) // s2 + 1)
                                     call_accumulate(
                                         loops, into + tap * VECTOR, 0,
@@ -419,4 +251,4 @@ def weight_kernel(dtype: torch.dtype) -> Any:
                                         1, 0, 0, 1, 0, 0, max(0, high2 - low2), s2 * VECTOR, VECTOR,
                                     )  # fmt: skip
 
-    return _kernel(share)
+    return parallel_kernel(share, _LENGTH)

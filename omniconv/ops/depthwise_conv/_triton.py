@@ -1,6 +1,6 @@
 """Triton's kernels, for CUDA: sums tap by tap where rows of taps are short, products of matrices where they are long.
 
-Both sums of `_direct.py`, of which derivatives of every order are made, are computed in two ways. *Directly*, a program
+Both sums of `_sums.py`, of which derivatives of every order are made, are computed in two ways. *Directly*, a program
 holds a block of pixels of some channels and goes through the taps: it loads the pixels that a tap meets, neighbours
 side by side, and adds them times the tap. For the gradient of the weight it holds a block of taps as well and goes
 through the samples. So every multiplication loads a pixel.
@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from omniconv.ops._triton import interpreted, unsupported
-from omniconv.ops.depthwise_conv._direct import _empty, _mirrored, _traced
+from omniconv.ops.depthwise_conv._sums import differentiable, empty_map, output_size
 from omniconv.ops.dispatch import transformed
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -122,7 +122,7 @@ def _run_convolve(
         args = size, stride, padding, dilation, gap, flip
         return _run_convolve(x.float(), weight.float(), bias, *args).to(x.dtype)
     samples, channels = x.shape[0], size[0]
-    y = _empty(x, (samples, *size))
+    y = empty_map(x, (samples, *size))
     if y.numel() == 0:
         return y
     layout = _Layout(x, size[1:], weight.shape[2:], stride, padding, dilation, gap)
@@ -196,89 +196,14 @@ def _run_weight(
     return parts.sum(0).to(x.dtype).unsqueeze(1)
 
 
-def _save_convolve(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.sizes = inputs[4:]
-
-
-def _backward_convolve(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    (x, weight), (stride, padding, dilation, gap, flip) = ctx.saved_tensors, ctx.sizes
-    kernel = weight.shape[2:]
-    of_x = of_weight = of_bias = None
-    if ctx.needs_input_grad[0]:
-        mirrored = _mirrored(padding, dilation, kernel)
-        of_x = _convolve(grad, weight, None, x.shape[1:], gap, mirrored, dilation, stride, not flip)
-    if ctx.needs_input_grad[1]:
-        of_weight = _weight(x, grad, kernel, stride, padding, dilation, gap)
-        if flip:
-            of_weight = of_weight.flip(tuple(range(2, weight.ndim)))
-    if ctx.needs_input_grad[2]:
-        of_bias = grad.sum((0, *range(2, grad.ndim)))
-    return of_x, of_weight, of_bias, None, None, None, None, None, None
-
-
-def _save_weight(ctx: Any, inputs: Any, output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:2])
-    ctx.sizes = inputs[2:]
-
-
-def _backward_weight(ctx: Any, change: Tensor) -> tuple[Tensor | None, ...]:
-    (x, grad), (kernel, stride, padding, dilation, gap) = ctx.saved_tensors, ctx.sizes
-    of_x = of_grad = None
-    if ctx.needs_input_grad[0]:
-        mirrored = _mirrored(padding, dilation, kernel)
-        of_x = _convolve(grad, change, None, x.shape[1:], gap, mirrored, dilation, stride, True)
-    if ctx.needs_input_grad[1]:
-        of_grad = _convolve(x, change, None, grad.shape[1:], stride, padding, dilation, gap, False)
-    return of_x, of_grad, None, None, None, None, None
-
-
-def _operator(name: str, run: Any, save: Any, differentiate: Any) -> tuple[Any, Any]:
-    """Return an operator for compiled programs, and what calls it or, in eager ones, spares torch's registry."""
-    op: Any = torch.library.custom_op(f"omniconv::{name}", run, mutates_args=())
-    op.register_autograd(differentiate, setup_context=save)
-
-    class Eager(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, *inputs: Any) -> Tensor:
-            save(ctx, inputs, y := run(*inputs))
-            return y
-
-        backward: Any = staticmethod(differentiate)
-
-    return op, lambda x, *others: op(x, *others) if _traced(x) else Eager.apply(x, *others)
-
-
-_convolve_op, _convolve = _operator(
-    "depthwise_convolve_triton", _run_convolve, _save_convolve, _backward_convolve
-)
-_weight_op, _weight = _operator("depthwise_weight_triton", _run_weight, _save_weight, _backward_weight)
-
-
-@_convolve_op.register_fake
-def _(x, weight, bias, size, stride, padding, dilation, gap, flip):
-    return _empty(x, (x.shape[0], *size))
-
-
-@_weight_op.register_fake
-def _(x, grad, kernel, stride, padding, dilation, gap):
-    return x.new_empty((max(x.shape[1], grad.shape[1]), 1, *kernel))
+_convolve, _ = differentiable("triton", _run_convolve, _run_weight)
 
 
 def run(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> Tensor:
     """Compute with Triton's kernels."""
-    size = [
-        (s + 2 * p - d * (k - 1) - 1) // step + 1
-        for s, p, d, k, step in zip(x.shape[2:], padding, dilation, weight.shape[2:], stride, strict=True)
-    ]
-    if min(size) < 1:
-        raise ValueError(
-            f"the kernel must fit into the padded map: got kernel {tuple(weight.shape[2:])}, dilation {dilation}, "
-            f"map {tuple(x.shape[2:])} and padding {padding}"
-        )
-    return _convolve(
-        x, weight, bias, [weight.shape[0], *size], stride, padding, dilation, [1] * len(size), False
-    )
+    size = output_size(x, weight, stride, padding, dilation)
+    once = [1] * len(size)
+    return _convolve(x, weight, bias, [weight.shape[0], *size], stride, padding, dilation, once, False)
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, dilation) -> str | None:

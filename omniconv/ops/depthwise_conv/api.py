@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from omniconv.ops.depthwise_conv import _channels_last, _direct, _torch, _triton
+from omniconv.ops.depthwise_conv import _channels_last, _direct, _fft, _torch, _triton
 from omniconv.ops.depthwise_conv.reference import reference
 from omniconv.ops.dispatch import Implementation, Table
 
@@ -111,6 +111,7 @@ TABLE = Table(
         Implementation("torch", _torch.run, _torch.supports, _torch.estimate),
         Implementation("channels_last", _channels_last.run, _channels_last.supports, _channels_last.estimate),
         Implementation("direct", _direct.run, _direct.supports, _direct.estimate),
+        Implementation("fft", _fft.run, _fft.supports, _fft.estimate),
         Implementation("triton", _triton.run, _triton.supports, _triton.estimate),
     ),
 )

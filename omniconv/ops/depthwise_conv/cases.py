@@ -25,7 +25,7 @@ CASES = (
             Raises(
                 ValueError,
                 "depthwise_conv has no impl 'chanels_last'; did you mean channels_last? "
-                "(of auto, torch, channels_last, direct, triton)",
+                "(of auto, torch, channels_last, direct, fft, triton)",
                 {"impl": "chanels_last"},
             ),
             Raises(
