@@ -86,23 +86,25 @@ def _networks(results: dict[str, dict]) -> list[str]:
         "## Whole networks", "",
         "`omniconv.accelerate` against the same network, with the same weights, in plain PyTorch in channels-last: how "
         "many times as fast a training step (forward pass and all gradients) and inference are, and how far outputs "
-        "and gradients are apart, relative to their size. The limit is how many times as fast the plain network's "
-        "training step is without its depthwise convolutions. RepLKNet and Conv-TasNet are written out in the script, "
-        "the others are timm's or ours. `python benchmarks/accelerate.py`.", "",
+        "and gradients are apart, relative to their size; beside that, how far rounding puts plain PyTorch's own "
+        "gradients from those in float64, for networks of random weights may amplify it. The limit is how many "
+        "times as fast the plain network's training step is without its depthwise convolutions. RepLKNet and "
+        "Conv-TasNet are written out in the script, the others are timm's or ours. "
+        "`python benchmarks/accelerate.py`.", "",
     ]  # fmt: skip
     for name in ("float32", "bfloat16"):
         if (result := results.get(f"accelerate_{name}")) is None:
             continue
         lines += [
             f"### {name}", "",
-            "| network | input | training | its limit | inference | outputs differ by | gradients by |",
-            "| - | - | -: | -: | -: | -: | -: |",
+            "| network | input | training | its limit | inference | outputs differ by | gradients by | rounding |",
+            "| - | - | -: | -: | -: | -: | -: | -: |",
         ]  # fmt: skip
         for row in result["rows"]:
             lines.append(
                 f"| {row['network']} | {' x '.join(map(str, row['shape']))} | {row['training']:.2f} "
                 f"| {row['limit']:.2f} | {row['inference']:.2f} | {row['output_difference']:.0e} "
-                f"| {row['gradient_difference']:.0e} |"
+                f"| {row['gradient_difference']:.0e} | {row['rounding']:.0e} |"
             )
         lines.append("")
     return lines
