@@ -2,15 +2,20 @@
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 from importlib.util import find_spec
 
 import torch
 from torch import Tensor
 
-from omniconv.ops.depthwise_conv._sums import differentiable, empty_map, output_size, repeat_channels
+from omniconv.ops.depthwise_conv._layout import Layout, register_width, thread_count
+from omniconv.ops.depthwise_conv._sums import (
+    differentiable,
+    empty_map,
+    output_size,
+    repeat_channels,
+    repeating_seconds,
+)
 from omniconv.ops.dispatch import needs_grad, transformed
-from omniconv.ops.memory_format import memory_format
 
 _HAS_NUMBA = find_spec("numba") is not None
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
@@ -18,40 +23,10 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _BUFFER_BYTES = 1 << 20
 # More sums would not fit into 32 registers beside the operands; fewer wait for one another.
 _MOST_SUMS = 14
-# Below this many multiplications a second thread costs more than it does.
-_WORTH_A_THREAD = 100_000
 
 
-# What a vector that the registers take up or give back costs, in multiplications, and what calling the loops does.
-_HANDING, _CALLING = 2, 15
-
-
-@lru_cache(4096)
-def register_width(length: int, starts: int, most: int, met: tuple[int, int, int, int]) -> int:
-    """Return how many neighbouring sums the registers should hold.
-
-    The more there are, the rarer is the operand that they share, but the more of them wait while the first or the last
-    of them alone meets the map. Sums i have met what lies from (low - i step) to (high - i step), rounded inwards to
-    `each`, and at most `starts`.
-    """
-    low, high, step, each = met
-    best, least = 1, math.inf
-    for count in range(1, min(most, length) + 1):
-        parts = math.ceil(length / count)
-        work = 0
-        for part in range(parts):
-            first = part * count
-            begin = max(0, math.ceil((low - (first + count - 1) * step) / each))
-            end = min(starts, (high - first * step) // each + 1)
-            # A sum waits four multiplications for itself.
-            work += max(0, end - begin) * max(count + 1, 4) + _HANDING * count + _CALLING
-        if work < least:
-            best, least = count, work
-    return best
-
-
-class _Layout:
-    """The three axes of a call in the order in which the kernels run over them, and how they are cut into tiles."""
+class _Layout(Layout):
+    """Axes of pixels, outputs, taps, stride, padding, dilation and gap; registers run along the last one."""
 
     def __init__(
         self,
@@ -63,68 +38,27 @@ class _Layout:
         dilation: Sequence[int],
         gap: Sequence[int],
     ) -> None:
-        real = len(kernel)
-        # The registers run along the last axis: it should have the longest kernel, then the most pixels.
-        order = sorted(range(real), key=lambda axis: (kernel[axis], out[axis], axis))
-        self.order = [None] * (3 - real) + order
         values = (x.shape[2:], out, kernel, stride, padding, dilation, gap)
-        missing = (1, 1, 1, 1, 0, 1, 1)
-        self.axes: list[list[int]] = [
-            list(missing) if axis is None else [int(value[axis]) for value in values] for axis in self.order
+        super().__init__(values, missing=(1, 1, 1, 1, 0, 1, 1))
+        self.cut(_BUFFER_BYTES)
+
+    def reach(self, axis: int) -> float:
+        _, _, kernel, stride, _, dilation, _ = self.axes[axis]
+        return ((kernel - 1) * dilation + 1) / stride
+
+    def tile_bytes(self) -> int:
+        """Return the bytes of the largest box that a tile reads, rows padded."""
+        extents = [
+            (self.outs(axis) - 1) * stride + (kernel - 1) * dilation + 1
+            for axis, (_, _, kernel, stride, _, dilation, _) in enumerate(self.axes)
         ]
-        self.tiles = [1, 1, 1]
-        while self._box() * 64 > _BUFFER_BYTES:
-            # Tiles overlap by the extent of the kernel, so cut where that is the smallest share.
-            shares = [
-                (axis[1] / tiles) * axis[3] / ((axis[2] - 1) * axis[5] + 1)
-                for axis, tiles in zip(self.axes, self.tiles, strict=True)
-            ]
-            best = max(range(3), key=lambda axis: shares[axis])
-            if shares[best] < 2 or self.axes[best][1] < 2 * self.tiles[best]:
-                break
-            self.tiles[best] *= 2
-
-    def _extent(self, axis: int) -> int:
-        _, out, kernel, stride, _, dilation, _ = self.axes[axis]
-        return (math.ceil(out / self.tiles[axis]) - 1) * stride + (kernel - 1) * dilation + 1
-
-    def _box(self) -> int:
-        """Return the pixels of the largest box that a tile reads, rows padded."""
-        rows = [min(self.axes[axis][0], self._extent(axis) // self.axes[axis][6] + 2) for axis in (0, 1)]
-        return rows[0] * rows[1] * self._extent(2)
-
-    def outputs(self) -> int:
-        """Return the outputs of the largest tile."""
-        return math.prod(
-            math.ceil(axis[1] / tiles) for axis, tiles in zip(self.axes, self.tiles, strict=True)
-        )
+        rows = [min(self.axes[axis][0], extents[axis] // self.axes[axis][6] + 2) for axis in (0, 1)]
+        return 64 * rows[0] * rows[1] * extents[2]
 
     def scratch(self) -> int:
         """Return the bytes of scratch memory that a thread needs."""
-        row = self.axes[2][1] // self.tiles[2] + 1
-        return 64 * (self._box() + max(self.outputs(), 16 * row) + row)
-
-    def strides(self, t: Tensor) -> list[int]:
-        """Return a map's strides in bytes: samples, channels, axes."""
-        size = t.element_size()
-        spatial = [0 if axis is None else t.stride(2 + axis) * size for axis in self.order]
-        return [t.stride(0) * size, t.stride(1) * size, *spatial]
-
-    def fields(self) -> list[int]:
-        """Return what the kernels' table says of the axes."""
-        return [value for axis, tiles in zip(self.axes, self.tiles, strict=True) for value in (*axis, tiles)]
-
-    def taps(self, weight: Tensor) -> list[int]:
-        """Return what the packing of a weight (C, 1, *K) is told: its strides in bytes and its kernel."""
-        return [
-            weight.stride(0) * weight.element_size(),
-            *self.strides(weight)[2:],
-            *(axis[2] for axis in self.axes),
-        ]
-
-
-def thread_count(work: float) -> int:
-    return max(1, min(torch.get_num_threads(), int(work / _WORTH_A_THREAD) + 1))
+        row = self.outs(2) + 1
+        return self.tile_bytes() + 64 * (max(self.outs(0) * self.outs(1) * self.outs(2), 16 * row) + row)
 
 
 def _run_convolve(
@@ -258,10 +192,5 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     copied = 1.8e-10 if weight.shape[-1] == longest else 3e-10
     once = 7e-5 + copied * (x.numel() + planes * outputs) + planes * (outputs * taps / 8e10 + 1.4e-9 * rows)
     if (multiplier := weight.shape[0] // x.shape[1]) > 1:
-        once += copying(x, multiplier)
+        once += repeating_seconds(x, multiplier)
     return 3 * once if needs_grad(x, weight) else once
-
-
-def copying(x: Tensor, times: int) -> float:
-    """Return about how many seconds it takes to copy every channel several times and to sum the copies' gradients."""
-    return (5e-10 if memory_format(x) == torch.contiguous_format else 1.1e-9) * times * x.numel()

@@ -21,7 +21,14 @@ import torch
 from torch import Tensor
 
 from omniconv.ops.depthwise_conv import _direct
-from omniconv.ops.depthwise_conv._sums import differentiable, empty_map, output_size, repeat_channels
+from omniconv.ops.depthwise_conv._layout import Layout, register_width, thread_count
+from omniconv.ops.depthwise_conv._sums import (
+    differentiable,
+    empty_map,
+    output_size,
+    repeat_channels,
+    repeating_seconds,
+)
 from omniconv.ops.dispatch import needs_grad
 
 # The spectra of a map and of its output or gradient should stay in the second cache of a core.
@@ -32,33 +39,19 @@ _LONGEST = 192
 _MOST_SUMS = 12
 
 
-class _Layout:
-    """The three axes of a call in the order in which the kernels run over them, and how they are cut into tiles.
-
-    Each is a list of pixels, outputs, taps and padding. Rows, which are transformed, lie along the last one.
-    """
+class _Layout(Layout):
+    """Axes of pixels, outputs, taps and padding; rows, which are transformed, lie along the last one."""
 
     def __init__(self, x: Tensor, out: Sequence[int], kernel: Sequence[int], padding: Sequence[int]) -> None:
-        order = sorted(range(len(kernel)), key=lambda axis: (kernel[axis], out[axis], axis))
-        self.order = [None] * (3 - len(kernel)) + order
-        values = (x.shape[2:], out, kernel, padding)
-        self.axes: list[list[int]] = [
-            [1, 1, 1, 0] if axis is None else [int(value[axis]) for value in values] for axis in self.order
-        ]
+        super().__init__((x.shape[2:], out, kernel, padding), missing=(1, 1, 1, 0))
         size, outs, taps, pad = self.axes[2]
         # Taps that never meet the map would wrap around to where they do.
-        self.skipped = max(0, pad - outs + 1)
-        self.axes[2][2:] = min(taps, size + pad) - self.skipped, pad - self.skipped
-        self.tiles = [1, 1, 1]
+        first, last = max(0, pad - outs + 1), min(taps, size + pad)
+        self.left_out = first, taps - last
+        self.axes[2][2:] = last - first, pad - first
         while self.length() > _LONGEST:
             self.tiles[2] += 1
-        while self._bytes() > _CACHE_BYTES:
-            # Tiles overlap by the extent of the kernel, so cut where that is the smallest share.
-            shares = [axis[1] / tiles / axis[2] for axis, tiles in zip(self.axes, self.tiles, strict=True)]
-            best = max(range(3), key=lambda axis: shares[axis])
-            if shares[best] < 2 or self.axes[best][1] < 2 * self.tiles[best]:
-                break
-            self.tiles[best] *= 2
+        self.cut(_CACHE_BYTES)
 
     def length(self) -> int:
         """Return the length of the transforms: as far as the map reaches, and the taps beyond without meeting it."""
@@ -72,44 +65,25 @@ class _Layout:
             least = max(least, last - first, min(reached, size + pad - first), reached - max(0, pad - first))
         return smooth_length(least)
 
-    def _outs(self, axis: int) -> int:
-        return math.ceil(self.axes[axis][1] / self.tiles[axis])
-
-    def _spectra(self) -> tuple[int, int]:
+    def _rows(self) -> tuple[int, int]:
         """Return how many rows of spectra the largest tile of a map and of its output has, zeros included."""
-        outs = self._outs(0) * self._outs(1)
-        planes = min(self.axes[0][0], self._outs(0) - 1 + self.axes[0][2])
-        return max(outs, planes * (self._outs(1) + self.axes[1][2] + _MOST_SUMS)), outs
+        outs = self.outs(0) * self.outs(1)
+        planes = min(self.axes[0][0], self.outs(0) - 1 + self.axes[0][2])
+        return max(outs, planes * (self.outs(1) + self.axes[1][2] + _MOST_SUMS)), outs
 
-    def _bytes(self) -> int:
-        return (self.length() // 2 + 1) * sum(self._spectra()) * 128
+    def tile_bytes(self) -> int:
+        """Return the bytes of the spectra of a map and of its output."""
+        return (self.length() // 2 + 1) * sum(self._rows()) * 128
 
     def scratch(self) -> int:
         """Return the bytes of scratch memory that a thread needs."""
         frequencies = self.length() // 2 + 1
-        rows = *self._spectra(), self.axes[0][2] * (self.axes[1][2] + _MOST_SUMS)
+        rows = *self._rows(), self.axes[0][2] * (self.axes[1][2] + _MOST_SUMS)
         return 64 * (16 * self.length() + (frequencies + 1) * sum(2 * count + 1 for count in rows))
 
-    def strides(self, t: Tensor) -> list[int]:
-        """Return a map's strides in bytes: samples, channels, axes."""
-        size = t.element_size()
-        return [
-            *(s * size for s in t.stride()[:2]),
-            *self.sort([s * size for s in t.stride()[2:]], missing=0),
-        ]
-
-    def sort(self, values: Sequence[int], missing: int) -> list[int]:
-        """Return one number an axis, in the kernels' order."""
-        return [missing if axis is None else values[axis] for axis in self.order]
-
-    def fields(self) -> list[int]:
-        """Return what the kernels' table says of the axes."""
-        return [value for axis, tiles in zip(self.axes, self.tiles, strict=True) for value in (*axis, tiles)]
-
-    def taps(self, weight: Tensor) -> tuple[int, list[int]]:
-        """Return where the first tap of a weight (C, 1, *K) lies, its strides in bytes and its kernel."""
-        samples, _, *strides = self.strides(weight)
-        return weight.data_ptr() + self.skipped * strides[2], [samples, *strides, *(a[2] for a in self.axes)]
+    def first(self, weight: Tensor, flip: bool) -> int:
+        """Return where the first tap lies that is not left out, of a kernel that is read backwards the last one."""
+        return weight.data_ptr() + self.left_out[flip] * self.strides(weight)[4]
 
     def met(self) -> tuple[int, int, int, int]:
         """Return between which outputs and taps of the middle axis the map lies, for `register_width`."""
@@ -147,17 +121,13 @@ def _run_convolve(
     start = torch.zeros((blocks + 1, 2, width), dtype=computed)
     added = torch.empty((blocks, width), dtype=computed)
     bias = None if bias is None else bias.to(x.dtype).contiguous()
-    first, taps = layout.taps(weight)
-    if flip:
-        # The taps that are left out are the last ones of a kernel that is read backwards.
-        first = weight.data_ptr() + (max(weight.shape[2:]) - layout.skipped - layout.axes[2][2]) * taps[3]
     weight_packing(x.dtype)[0](
-        packed.data_ptr(), length, added.data_ptr(), channels, first,
-        0 if bias is None else bias.data_ptr(), flip, *taps,
+        packed.data_ptr(), length, added.data_ptr(), channels, layout.first(weight, flip),
+        0 if bias is None else bias.data_ptr(), flip, *layout.taps(weight),
     )  # fmt: skip
     # Frequency zero of a row is its sum.
     start[:-1, 0] = length * added
-    threads = _direct.thread_count(y.numel() * math.prod(weight.shape[2:]))
+    threads = thread_count(y.numel() * math.prod(weight.shape[2:]))
     spectra = torch.empty(blocks * (length // 2 + 1) * frequency_step(rows), dtype=torch.uint8)
     table = [
         threads,
@@ -170,7 +140,7 @@ def _run_convolve(
     ]
     run_parallel(taps_kernel(x.dtype), table, threads)
     middle = layout.axes[1]
-    count = _direct.register_width(middle[1] // layout.tiles[1], middle[2], _MOST_SUMS, layout.met())
+    count = register_width(middle[1] // layout.tiles[1], middle[2], _MOST_SUMS, layout.met())
     scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
     table = [
         threads, scratch.data_ptr(), layout.scratch(), n, channels, 1,
@@ -205,8 +175,8 @@ def _run_weight(
     computed = torch.float64 if width == 8 else torch.float32
     blocks = math.ceil(channels / width)
     middle = layout.axes[1]
-    count = _direct.register_width(middle[2], middle[1], _MOST_SUMS, layout.met())
-    threads = _direct.thread_count(grad.numel() * math.prod(kernel))
+    count = register_width(middle[2], middle[1], _MOST_SUMS, layout.met())
+    threads = thread_count(grad.numel() * math.prod(kernel))
     # Few blocks are cut along the samples too; the number of parts depends on nothing but sizes and threads, so
     # that the sums are the same bit for bit every time.
     parts = max(1, min(n * math.prod(layout.tiles), threads if blocks % threads else 1))
@@ -220,8 +190,9 @@ def _run_weight(
         transform(computed, length).address, inverse(computed, length).address, length, *layout.fields(),
     ]  # fmt: skip
     run_parallel(weight_kernel(x.dtype), table, threads)
-    first, (*sizes, _) = layout.taps(found)
-    weight_packing(x.dtype)[1](sums.data_ptr(), parts, kept[2], channels, first, *sizes, kept[2])
+    weight_packing(x.dtype)[1](
+        sums.data_ptr(), parts, kept[2], channels, layout.first(found, False), *layout.taps(found)
+    )
     return found
 
 
@@ -270,5 +241,5 @@ def estimate(x: Tensor, weight: Tensor, bias: Tensor | None, stride, padding, di
     pixels = maps * (rows + outs) * x.shape[2 + row]
     once = 1.4e-4 + 5e-11 * pixels + maps * length * (3.7e-10 * (rows + outs) + 4e-11 * outs * met)
     if (multiplier := weight.shape[0] // x.shape[1]) > 1:
-        once += _direct.copying(x, multiplier)
+        once += repeating_seconds(x, multiplier)
     return 3 * once if needs_grad(x, weight) else once

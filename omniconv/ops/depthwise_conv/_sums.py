@@ -156,3 +156,8 @@ def repeat_channels(x: Tensor, times: int) -> Tensor:
         return x.repeat_interleave(times, 1)
     x = x.movedim(1, -1).unsqueeze(-1)
     return x.expand(*x.shape[:-1], times).flatten(-2).movedim(-1, 1)
+
+
+def repeating_seconds(x: Tensor, times: int) -> float:
+    """Return about how many seconds `repeat_channels` takes, with the sum of the copies' gradients."""
+    return (5e-10 if memory_format(x) == torch.contiguous_format else 1.1e-9) * times * x.numel()

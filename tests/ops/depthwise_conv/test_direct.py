@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from omniconv.ops import _simd, depthwise_conv, explain
-from omniconv.ops.depthwise_conv import _direct
+from omniconv.ops.depthwise_conv import _direct, _layout
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -59,7 +59,7 @@ def test_any_call_equals_torchs_convolution(seed):
 @pytest.mark.parametrize("seed", range(12))
 def test_maps_cut_into_tiles_give_the_same(seed, monkeypatch):
     monkeypatch.setattr(_direct, "_BUFFER_BYTES", 2000)
-    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_layout, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     x, w, how = draw_call(seed)
     layout = _direct._Layout(
@@ -83,7 +83,7 @@ def one_call(kernel, table, threads, flags):
 @pytest.mark.parametrize("entry", [None, one_call], ids=["Python threads", "fewer threads than asked for"])
 def test_all_work_is_done_whatever_threads_there_are(entry, monkeypatch):
     monkeypatch.setattr(_simd, "_openmp", lambda: entry)
-    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_layout, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     x, w = torch.randn(3, 40, 12, 9, dtype=torch.float64), torch.randn(40, 1, 5, 3, dtype=torch.float64)
     check(x, w, {"padding": 2})

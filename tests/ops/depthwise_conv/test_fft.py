@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from omniconv.ops import depthwise_conv, explain
-from omniconv.ops.depthwise_conv import _direct, _fft
+from omniconv.ops.depthwise_conv import _fft, _layout
 
 CONV = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -56,7 +56,7 @@ def test_any_call_equals_torchs_convolution(seed):
 def test_maps_cut_into_tiles_give_the_same(seed, monkeypatch):
     monkeypatch.setattr(_fft, "_CACHE_BYTES", 20_000)
     monkeypatch.setattr(_fft, "_LONGEST", 20)
-    monkeypatch.setattr(_direct, "_WORTH_A_THREAD", 1)
+    monkeypatch.setattr(_layout, "_WORTH_A_THREAD", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     x, w, b, padding = draw_call(seed)
     size = [s + 2 * p - k + 1 for s, p, k in zip(x.shape[2:], padding, w.shape[2:], strict=True)]
