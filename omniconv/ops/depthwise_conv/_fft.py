@@ -49,11 +49,12 @@ class _Layout(Layout):
         first, last = max(0, pad - outs + 1), min(taps, size + pad)
         self.left_out = first, taps - last
         self.axes[2][2:] = last - first, pad - first
-        while self.length() > _LONGEST:
+        while self._length() > _LONGEST:
             self.tiles[2] += 1
         self.cut(_CACHE_BYTES)
+        self.length = self._length()
 
-    def length(self) -> int:
+    def _length(self) -> int:
         """Return the length of the transforms: as far as the map reaches, and the taps beyond without meeting it."""
         from omniconv.ops._fourier import smooth_length
 
@@ -73,13 +74,13 @@ class _Layout(Layout):
 
     def tile_bytes(self) -> int:
         """Return the bytes of the spectra of a map and of its output."""
-        return (self.length() // 2 + 1) * sum(self._rows()) * 128
+        return (self._length() // 2 + 1) * sum(self._rows()) * 128
 
     def scratch(self) -> int:
         """Return the bytes of scratch memory that a thread needs."""
-        frequencies = self.length() // 2 + 1
+        frequencies = self.length // 2 + 1
         rows = *self._rows(), self.axes[0][2] * (self.axes[1][2] + _MOST_SUMS)
-        return 64 * (16 * self.length() + (frequencies + 1) * sum(2 * count + 1 for count in rows))
+        return 64 * (16 * self.length + (frequencies + 1) * sum(2 * count + 1 for count in rows))
 
     def first(self, weight: Tensor, flip: bool) -> int:
         """Return where the first tap lies that is not left out, of a kernel that is read backwards the last one."""
@@ -112,7 +113,7 @@ def _run_convolve(
     if y.numel() == 0:
         return y
     layout = _Layout(x, size[1:], weight.shape[2:], padding)
-    length, width = layout.length(), lanes(x.dtype)
+    length, width = layout.length, lanes(x.dtype)
     computed = torch.float64 if width == 8 else torch.float32
     blocks = math.ceil(channels / width)
     rows = layout.axes[0][2] * layout.axes[1][2]
@@ -129,16 +130,10 @@ def _run_convolve(
     start[:-1, 0] = length * added
     threads = thread_count(y.numel() * math.prod(weight.shape[2:]))
     spectra = torch.empty(blocks * (length // 2 + 1) * frequency_step(rows), dtype=torch.uint8)
-    table = [
-        threads,
-        blocks,
-        rows,
-        length,
-        packed.data_ptr(),
-        spectra.data_ptr(),
-        transform(computed, length).address,
-    ]
-    run_parallel(taps_kernel(x.dtype), table, threads)
+    there = transform(computed, length).address
+    run_parallel(
+        taps_kernel(), [threads, blocks, rows, length, packed.data_ptr(), spectra.data_ptr(), there], threads
+    )
     middle = layout.axes[1]
     count = register_width(middle[1] // layout.tiles[1], middle[2], _MOST_SUMS, layout.met())
     scratch = torch.empty(threads * layout.scratch(), dtype=torch.uint8)
@@ -146,7 +141,7 @@ def _run_convolve(
         threads, scratch.data_ptr(), layout.scratch(), n, channels, 1,
         x.data_ptr(), *layout.strides(x), y.data_ptr(), *layout.strides(y), spectra.data_ptr(), start.data_ptr(),
         correlate(computed, count, keep=False).address, count,
-        transform(computed, length).address, inverse(computed, length).address, length, *layout.fields(),
+        there, inverse(computed, length).address, length, *layout.fields(),
     ]  # fmt: skip
     run_parallel(convolve_kernel(x.dtype), table, threads)
     return y
@@ -171,7 +166,7 @@ def _run_weight(
     if grad.numel() == 0:
         return found
     layout = _Layout(x, grad.shape[2:], kernel, padding)
-    length, width = layout.length(), lanes(x.dtype)
+    length, width = layout.length, lanes(x.dtype)
     computed = torch.float64 if width == 8 else torch.float32
     blocks = math.ceil(channels / width)
     middle = layout.axes[1]

@@ -91,7 +91,7 @@ def _blank(dtype: torch.dtype) -> Any:
 
 
 @cache
-def taps_kernel(dtype: torch.dtype) -> Any:
+def taps_kernel() -> Any:
     """Return the kernel that makes the spectra of packed weights.
 
     Its table holds threads, blocks of channels, rows of a block, length, and the addresses of the packed weight, of its

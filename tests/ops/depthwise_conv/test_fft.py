@@ -61,7 +61,7 @@ def test_maps_cut_into_tiles_give_the_same(seed, monkeypatch):
     x, w, b, padding = draw_call(seed)
     size = [s + 2 * p - k + 1 for s, p, k in zip(x.shape[2:], padding, w.shape[2:], strict=True)]
     layout = _fft._Layout(x, size, w.shape[2:], padding)
-    assert layout.length() <= 20
+    assert layout.length <= 20
     assert x[0, 0].numel() < 150 or max(layout.tiles) > 1
     check(x, w, b, padding)
 
