@@ -1,6 +1,7 @@
 """How kernels on CPUs run over a call: its axes in order, cut into tiles, their registers, their threads."""
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -13,7 +14,7 @@ _WORTH_A_THREAD = 100_000
 _HANDING, _CALLING = 2, 15
 
 
-class Layout:
+class Layout(ABC):
     """The three axes of a call in the order in which kernels run over them, and into how many tiles each is cut.
 
     `axes` holds what the kernels' table says of each: pixels, outputs and taps, then what the kernels want besides. The
@@ -29,9 +30,9 @@ class Layout:
         ]
         self.tiles = [1, 1, 1]
 
+    @abstractmethod
     def tile_bytes(self) -> int:
         """Return what the buffers for a tile take."""
-        raise NotImplementedError
 
     def reach(self, axis: int) -> float:
         """Return by how many outputs a kernel reaches along an axis."""
