@@ -88,8 +88,9 @@ def _networks(results: dict[str, dict]) -> list[str]:
         "many times as fast a training step (forward pass and all gradients) and inference are, and how far outputs "
         "and gradients are apart, relative to their size; beside that, how far rounding puts plain PyTorch's own "
         "gradients from those in float64, for networks of random weights may amplify it. The limit is how many "
-        "times as fast the plain network's training step is without its depthwise convolutions of stride 1. RepLKNet "
-        "and Conv-TasNet are written out in the script, the others are timm's or ours. "
+        "times as fast the plain network's training step is without its depthwise convolutions of stride 1; what "
+        "strided ones gain comes on top. RepLKNet and Conv-TasNet are written out in the script, the others are "
+        "timm's or ours. "
         "`python benchmarks/accelerate.py`.", "",
     ]  # fmt: skip
     for name in ("float32", "bfloat16"):

@@ -57,7 +57,7 @@ def _sine(k: int, n: int) -> float:
 
 def _radix(n: int) -> int:
     """Return the factor to split off next."""
-    return next((r for r in (4, 2, 3, 5, 7) if n % r == 0), n)
+    return next(r for r in (4, *range(2, n + 1)) if n % r == 0)
 
 
 @dataclass

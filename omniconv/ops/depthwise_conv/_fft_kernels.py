@@ -40,6 +40,14 @@ def _axis(t, axis):
 
 
 @njit
+def _window(size, out, kernel, padding, tiles, tile):
+    """Return which outputs a tile has along an axis, from and to, and which pixels they meet."""
+    first, last = out * tile // tiles, out * (tile + 1) // tiles
+    low = max(0, first - padding)
+    return first, last, low, max(low, min(size, last - 1 + kernel - padding))
+
+
+@njit
 def frequency_step(vectors):
     """Return the bytes from one frequency to the next, an odd number of vectors, so that they share no cache sets."""
     return vectors * PAIR + VECTOR
@@ -151,12 +159,9 @@ def convolve_kernel(dtype: torch.dtype) -> Any:
             tile0, n = rest % tiles0, rest // tiles0
             here = min(full, channels - block * full)
             taps = weight + block * frequencies * step_w
-            from0, to0 = out0 * tile0 // tiles0, out0 * (tile0 + 1) // tiles0
-            from1, to1 = out1 * tile1 // tiles1, out1 * (tile1 + 1) // tiles1
+            from0, to0, low0, high0 = _window(size0, out0, k0, p0, tiles0, tile0)
+            from1, to1, low1, high1 = _window(size1, out1, k1, p1, tiles1, tile1)
             from2, to2 = out2 * tile2 // tiles2, out2 * (tile2 + 1) // tiles2
-            low0, high0 = max(0, from0 - p0), min(size0, to0 - 1 + k0 - p0)
-            low1, high1 = max(0, from1 - p1), min(size1, to1 - 1 + k1 - p1)
-            high0, high1 = max(low0, high0), max(low1, high1)
             outs0, outs1 = to0 - from0, to1 - from1
             rows = outs1 - 1 + k1
             above = min(rows, low1 - from1 + p1)
@@ -245,12 +250,9 @@ def weight_kernel(dtype: torch.dtype) -> Any:
                 tile2, rest = piece % tiles2, piece // tiles2
                 tile1, rest = rest % tiles1, rest // tiles1
                 tile0, n = rest % tiles0, rest // tiles0
-                from0, to0 = out0 * tile0 // tiles0, out0 * (tile0 + 1) // tiles0
-                from1, to1 = out1 * tile1 // tiles1, out1 * (tile1 + 1) // tiles1
+                from0, to0, low0, high0 = _window(size0, out0, k0, p0, tiles0, tile0)
+                from1, to1, low1, high1 = _window(size1, out1, padded, p1, tiles1, tile1)
                 from2, to2 = out2 * tile2 // tiles2, out2 * (tile2 + 1) // tiles2
-                low0, high0 = max(0, from0 - p0), min(size0, to0 - 1 + k0 - p0)
-                low1, high1 = max(0, from1 - p1), min(size1, to1 - 1 + padded - p1)
-                high0, high1 = max(low0, high0), max(low1, high1)
                 outs0, outs1 = to0 - from0, to1 - from1
                 rows = outs1 - 1 + padded
                 above = min(rows, low1 - from1 + p1)

@@ -147,4 +147,6 @@ def test_auto_takes_it_for_long_kernels():
     assert chosen((8, 160, 28, 28), (13, 13), grad=False) == "fft"
     assert chosen((1, 32, 32, 32, 32), (7, 7, 7)) == "fft"
     assert chosen((8, 96, 56, 56), (7, 7)) == "direct"
+    assert chosen((8, 768, 7, 7), (7, 7)) == "direct"
+    assert chosen((8, 640, 7, 7), (13, 13)) == "direct"  # of 169 taps no more than 49 meet the map
     assert chosen((8, 96, 56, 56), (31, 31), dilation=2) == "direct"
